@@ -1,0 +1,57 @@
+// Files as the loaders and the cache files need them: read-only maps, and writes that a crash cannot halve.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "engine/status.h"
+
+namespace kvfold {
+
+// A whole file mapped read-only. Owns the mapping; the bytes live as long as the object does.
+class MappedFile {
+ public:
+  // Errors: the file cannot be opened, is not a regular file, or is empty; the message names `path`.
+  static Result<std::shared_ptr<const MappedFile>> open(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  MappedFile(std::string path, const std::byte* data, size_t size);
+  std::string path_;
+  const std::byte* data_;
+  size_t size_;
+};
+
+// A file that appears under its name whole or not at all: written to a temporary name beside it, flushed
+// (fsync), renamed, and the folder flushed. Destroyed before commit(), it leaves nothing behind.
+class AtomicFile {
+ public:
+  static Result<AtomicFile> create(const std::string& path);
+  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile& operator=(AtomicFile&&) = delete;
+  ~AtomicFile();
+
+  Status write(std::span<const std::byte> bytes);
+  Status write(const std::string& text) { return write(std::as_bytes(std::span(text))); }
+  Status commit();
+
+ private:
+  AtomicFile(std::string path, std::string temporary, int fd);
+  Status fail(const char* what) const;
+  std::string path_;
+  std::string temporary_;
+  int fd_ = -1;
+};
+
+// The whole of a text file. Errors name `path`.
+Result<std::string> read_text_file(const std::string& path);
+
+}  // namespace kvfold
