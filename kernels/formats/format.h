@@ -13,7 +13,9 @@
 #if defined(__CUDACC__)
 #define KVFOLD_HD __host__ __device__
 #else
-#define KVFOLD_HD
+// On the host such functions are always inlined: code compiled for newer instruction sets must not leave copies that the
+// linker could pick for everyone.
+#define KVFOLD_HD [[gnu::always_inline]]
 #endif
 
 namespace kvfold {
@@ -41,6 +43,12 @@ struct QuantGroup {
   int32_t sub[2];  // factor of each half group; 1 for formats whose scale covers the whole group
   float scale;
   float min;  // 0 for formats without one
+
+  KVFOLD_HD void set_scale(float new_scale, float new_min) {
+    scale = new_scale;
+    min = new_min;
+    sub[0] = sub[1] = 1;
+  }
 };
 
 // A row of the format table (formats.h). `decode` reads `count` columns (a multiple of block_elements) to f32;

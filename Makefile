@@ -1,0 +1,100 @@
+# A thin front for CMake, the weights and the checks. Every target works as the first command on a fresh Debian 12
+# or Ubuntu 22.04: what is missing is installed (.ci/install), fetched (weights/fetch.py) and built before it runs.
+#
+#   MODEL=name   a model of weights/models.json, or an alias
+#   ARGS='...'   passed on to the program that a target runs
+#   JOBS=n       parallel compilations and tests
+
+MODEL ?= smollm2-135m-instruct
+ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTHON ?= python3
+
+CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
+RUNS := run-2a run-2b run-2c run-2d
+
+.PHONY: all help install install-tidy weights weights-all release test test-release test-asan-ubsan test-tsan $(RUNS) \
+        bench format tidy oracle clean
+.DELETE_ON_ERROR:
+
+all: release ## build everything into build/release (also the bare `make`)
+
+help: ## this list
+	@sed -nE 's/^([a-z0-9-]+)( [a-z0-9-]+)*:.*## (.*)/\1\t\3/p' $(firstword $(MAKEFILE_LIST)) \
+	  | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+# ---- what has to be there first ----
+
+install:
+	@.ci/install build
+
+install-tidy:
+	@.ci/install tidy
+
+weights: install ## fetch MODEL=name into weights/cache, once
+	@$(PYTHON) weights/fetch.py $(MODEL) $(if $(filter weights,$(MAKECMDGOALS)),,>/dev/null)
+
+weights-all: install
+	@$(PYTHON) weights/fetch.py --all >/dev/null
+
+# Configures a preset once; from then on ninja notices by itself when a CMakeLists.txt changes.
+build/%/build.ninja: CMakePresets.json | install
+	@cmake --preset $*
+	@touch $@
+
+release: build/release/build.ninja install
+	@cmake --build build/release -j $(JOBS)
+
+# ---- programs ----
+
+run-2a: ## run phase 2a (identity transfer) on MODEL
+run-2b: ## run phase 2b on MODEL
+run-2c: ## run phase 2c on MODEL
+run-2d: ## run phase 2d on MODEL
+$(RUNS): release weights
+	@build/release/experiments/$(subst -,_,$@) --model $(MODEL) $(ARGS)
+
+bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=matmul, go to each)
+	@found=; for program in build/release/bench/*_bench; do \
+	  [ -x "$$program" ] || continue; found=1; "$$program" $(ARGS) || exit 1; done; \
+	  [ -n "$$found" ] || echo 'bench: no benchmarks in bench/'
+
+# ---- checks ----
+
+# One after the other also under -j: each uses all the cores.
+test: ## all tests in release, then the unit tests under asan-ubsan and tsan
+	@$(MAKE) --no-print-directory test-release
+	@$(MAKE) --no-print-directory test-asan-ubsan
+	@$(MAKE) --no-print-directory test-tsan
+
+test-release: release weights-all ## all tests in release, real models included
+	@ctest --test-dir build/release --output-on-failure --no-tests=error -j $(JOBS)
+
+# ThreadSanitizer's address layout does not bear the address randomisation of newer kernels, so that is off where
+# turning it off is allowed (inside some containers it is not).
+test-asan-ubsan test-tsan: test-%: build/%/build.ninja install
+	@cmake --build build/$* -j $(JOBS)
+	@fixed=$$(setarch -R true 2>/dev/null && echo 'setarch -R' || true); \
+	  UBSAN_OPTIONS=print_stacktrace=1 $$fixed \
+	  ctest --test-dir build/$* -L sanitize --output-on-failure --no-tests=error -j $(JOBS)
+
+format: install-tidy ## rewrite all C++ sources by .clang-format
+	@clang-format -i $(CXX_SOURCES)
+
+# The sources are linted in the release build's terms, so that must be configured, not built.
+tidy: install-tidy build/release/build.ninja ## check format and run clang-tidy, warnings as errors
+	@clang-format --dry-run -Werror $(CXX_SOURCES)
+	@cmake build/release --log-level=WARNING >/dev/null
+	@run-clang-tidy -quiet -j $(JOBS) -p build/release '^$(CURDIR)/(kernels|engine|loaders|experiments|tests|bench)/' \
+	  >build/tidy.log 2>&1 || \
+	  { sed 's/\x1b\[[0-9;]*m//g' build/tidy.log | grep -E '(warning|error):' | sort -u >&2; \
+	    echo 'tidy: the whole of it is in build/tidy.log' >&2; exit 1; }
+
+# The fixtures come from independent programs (transformers, tokenizers); they are committed, this makes them anew.
+oracle: weights-all ## make the test fixtures anew with the scripts in tests/oracle
+	@[ -x .venv-oracle/bin/python ] || $(PYTHON) -m venv .venv-oracle
+	@.venv-oracle/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
+	@set -e; for script in tests/oracle/make_*.py; do echo "$$script"; .venv-oracle/bin/python "$$script"; done
+
+clean: ## remove build/ (weights/cache and runs/ stay)
+	rm -rf build

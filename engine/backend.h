@@ -1,0 +1,95 @@
+// The operations that a forward pass is made of, on whatever device does them. The forward pass (model.cpp) is written
+// once, over this interface.
+//
+// Activations are f32 matrices, row after row, in the backend's own memory; rows are the tokens of a batch.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "engine/kv/cache.h"
+#include "engine/rope.h"
+#include "engine/status.h"
+#include "kernels/views.h"
+
+namespace kvfold {
+
+// How activations enter a matrix product.
+enum class Precision {
+  kInt8,   // quantised in groups of 32, multiplied with the weight's own integers; unquantised weights stay f32
+  kExact,  // f32
+};
+
+// A weight matrix that a backend has taken in: [rows outputs, columns inputs].
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+
+ protected:
+  Weight(int64_t rows, int64_t columns) : rows_(rows), columns_(columns) {}
+
+ private:
+  int64_t rows_, columns_;
+};
+
+// One product of `linear`: out[rows][weight.rows()] = x weight^T + bias.
+struct Linear {
+  const Weight* weight;
+  const float* bias;  // [weight.rows()], backend memory, or null
+  float* out;
+};
+
+// Consecutive tokens of one cache in a batch. Their rows stand at slots slot .. slot + count - 1 of the cache, which may
+// already hold later ones: those are not looked at.
+struct BatchSequence {
+  const KvCache* cache;
+  int slot;
+  int count;
+  int row;  // of the first token in the batch's matrices
+};
+
+// Sizes that attention needs.
+struct AttentionShape {
+  int heads;
+  int kv_heads;
+  int head_dim;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string name() const = 0;
+
+  // Takes in a weight; `view` must stay valid while the weight is used. Errors: no memory.
+  virtual Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) = 0;
+  // Uninitialised memory for `count` floats. Errors: no memory.
+  virtual Result<std::shared_ptr<float>> allocate(size_t count) = 0;
+  virtual void upload(std::span<const float> from, float* to) = 0;
+  virtual void download(const float* from, std::span<float> to) = 0;
+
+  // out[i] = row ids[i] of the table, as f32.
+  virtual void embed(const Weight& table, std::span<const TokenId> ids, float* out) = 0;
+  // Each of `rows` rows of `columns` values by itself; weight [columns].
+  virtual void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon, float* out) = 0;
+  // Several products of one input, x [rows][columns of the weights].
+  virtual void linear(std::span<const Linear> products, const float* x, int rows) = 0;
+  virtual void add(const float* x, int64_t count, float* to) = 0;
+  virtual void swiglu(const float* gate, const float* up, int64_t count, float* out) = 0;
+  // Writes k and v [rows][kv_heads * head_dim] of a layer to the rows of the batch's caches.
+  virtual void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) = 0;
+  // q, out [rows][heads * head_dim]. Each token sees the rows of its lane up to and with its own slot.
+  virtual void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
+                         const RopeView& rope, const float* q, float* out) = 0;
+};
+
+struct CpuOptions {
+  int threads = 0;  // 0: one for every CPU that the process may use
+  Precision precision = Precision::kInt8;
+};
+
+// Errors: KVFOLD_CPU names a kernel table that is unknown or that this machine does not support.
+Result<std::shared_ptr<Backend>> make_cpu_backend(const CpuOptions& options);
+
+}  // namespace kvfold

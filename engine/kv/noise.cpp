@@ -1,0 +1,199 @@
+// Made-up vectors: the controls that say what a cache without information looks like.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "engine/kv/ops.h"
+#include "engine/random.h"
+
+namespace kvfold {
+namespace {
+
+// One lane's K or V as a dense matrix, [rows][head_dim], with the slots that the rows stand at.
+struct Matrix {
+  int rows = 0;
+  int columns = 0;
+  std::vector<int> slots;
+  std::vector<float> data;
+  float* row(int r) { return &data[static_cast<size_t>(r) * columns]; }
+  const float* row(int r) const { return &data[static_cast<size_t>(r) * columns]; }
+};
+
+Matrix load(const KvSlice& slice, Part part, int lane) {
+  const PageTable& table = slice.lanes.table(part, lane);
+  Matrix m{table.rows(), slice.shape().head_dim, {}, {}};
+  m.data.resize(static_cast<size_t>(m.rows) * m.columns);
+  for (int slot = 0; slot < slice.size(); ++slot) {
+    if (!table.holds(slot)) continue;
+    table.load(part, slot, m.row(static_cast<int>(m.slots.size())));
+    m.slots.push_back(slot);
+  }
+  return m;
+}
+
+std::vector<double> column_means(const Matrix& m) {
+  std::vector<double> mean(m.columns);
+  for (int r = 0; r < m.rows; ++r)
+    for (int c = 0; c < m.columns; ++c) mean[c] += m.row(r)[c] / m.rows;
+  return mean;
+}
+
+double norm(const float* x, int n) {
+  return std::sqrt(std::inner_product(x, x + n, x, 0.0, std::plus<>(), [](double a, double b) { return a * b; }));
+}
+
+void make_unit(Matrix& m, Random& random) {
+  for (float& x : m.data) x = static_cast<float>(random.gaussian());
+}
+
+// N(mean, deviation) of all the lane's elements, then each row scaled to the norm that it had.
+void make_matched(Matrix& m, Random& random) {
+  const auto n = static_cast<double>(m.data.size());
+  const double mean = std::accumulate(m.data.begin(), m.data.end(), 0.0) / n;
+  double variance = 0;
+  for (const float x : m.data) variance += (x - mean) * (x - mean) / n;
+  for (int r = 0; r < m.rows; ++r) {
+    const double wanted = norm(m.row(r), m.columns);
+    for (int c = 0; c < m.columns; ++c)
+      m.row(r)[c] = static_cast<float>(mean + std::sqrt(variance) * random.gaussian());
+    const double made = norm(m.row(r), m.columns);
+    for (int c = 0; c < m.columns; ++c) m.row(r)[c] = static_cast<float>(m.row(r)[c] * (made > 0 ? wanted / made : 0));
+  }
+}
+
+// mean + sum over rows of g_r (row_r - mean) / sqrt(n - 1): a gaussian whose covariance over channels is the sample's.
+void make_channel(Matrix& m, Random& random) {
+  const std::vector<double> mean = column_means(m);
+  const Matrix natural = m;
+  const double scale = m.rows > 1 ? 1.0 / std::sqrt(m.rows - 1.0) : 0.0;
+  for (int r = 0; r < m.rows; ++r) {
+    std::vector<double> row = mean;
+    for (int s = 0; s < m.rows; ++s) {
+      const double g = random.gaussian() * scale;
+      for (int c = 0; c < m.columns; ++c) row[c] += g * (natural.row(s)[c] - mean[c]);
+    }
+    std::copy(row.begin(), row.end(), m.row(r));
+  }
+}
+
+void make_permuted(Matrix& m, std::span<const int> order) {
+  const Matrix natural = m;
+  // Lanes that lack rows keep the order among those they have.
+  std::vector<int> present;
+  for (const int slot : order) {
+    const auto at = std::lower_bound(m.slots.begin(), m.slots.end(), slot);
+    if (at != m.slots.end() && *at == slot) present.push_back(static_cast<int>(at - m.slots.begin()));
+  }
+  for (int r = 0; r < m.rows; ++r) std::copy_n(natural.row(present[r]), m.columns, m.row(r));
+}
+
+void make_mean(Matrix& m) {
+  const std::vector<double> mean = column_means(m);
+  for (int r = 0; r < m.rows; ++r) std::copy(mean.begin(), mean.end(), m.row(r));
+}
+
+// A random order of 0 .. n - 1 that is not the natural one where n allows (Fisher and Yates).
+std::vector<int> permutation(int n, Random& random) {
+  std::vector<int> order(n);
+  do {
+    std::iota(order.begin(), order.end(), 0);
+    for (int i = n - 1; i > 0; --i) std::swap(order[i], order[random.below(static_cast<uint64_t>(i) + 1)]);
+  } while (n > 1 && std::is_sorted(order.begin(), order.end()));
+  return order;
+}
+
+void make(NoiseKind kind, Matrix& m, Random& random, std::span<const int> order) {
+  switch (kind) {
+    case NoiseKind::kUnit: return make_unit(m, random);
+    case NoiseKind::kMatched: return make_matched(m, random);
+    case NoiseKind::kChannel: return make_channel(m, random);
+    case NoiseKind::kPermuted: return make_permuted(m, order);
+    case NoiseKind::kZero: return std::fill(m.data.begin(), m.data.end(), 0.0F), void();
+    case NoiseKind::kMean: return make_mean(m);
+  }
+}
+
+// A fresh table with the matrix's rows. REQUIRES: the pool has room for them.
+std::shared_ptr<PageTable> store(const std::shared_ptr<PagePool>& pool, Part part, const Matrix& m) {
+  auto table = std::make_shared<PageTable>(pool);
+  for (int r = 0; r < m.rows; ++r) {
+    const PageTable::RowPlace place = table->extend(part, m.slots[r]);
+    kv_store_row(pool->type(), part, pool->head_dim(), place.page, place.row, m.row(r));
+  }
+  return table;
+}
+
+}  // namespace
+
+Result<NoiseKind> parse_noise_kind(std::string_view text) {
+  constexpr std::array<std::pair<std::string_view, NoiseKind>, 6> kNames = {{{"unit", NoiseKind::kUnit},
+                                                                            {"matched", NoiseKind::kMatched},
+                                                                            {"channel", NoiseKind::kChannel},
+                                                                            {"permuted", NoiseKind::kPermuted},
+                                                                            {"zero", NoiseKind::kZero},
+                                                                            {"mean", NoiseKind::kMean}}};
+  for (const auto& [name, kind] : kNames)
+    if (name == text) return kind;
+  return Status::error(
+      fmt::format("noise '{}': expected unit, matched, channel, permuted, zero or mean", text));
+}
+
+Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {
+  const std::shared_ptr<PagePool>& pool = like.lanes.pool();
+  constexpr std::array kParts = {Part::kKey, Part::kValue};
+  size_t pages = 0;
+  for (const Part part : kParts)
+    for (int lane = 0; lane < like.shape().lanes(); ++lane)
+      pages += (static_cast<size_t>(like.lanes.table(part, lane).rows()) + kPageRows - 1) / kPageRows;
+  KVFOLD_RETURN_IF_ERROR(pool->require(pages));
+
+  Random order_random(derive_seed(seed, 0));
+  const std::vector<int> order = permutation(like.size(), order_random);
+  KvLanes lanes(pool, like.shape());
+  for (const Part part : kParts)
+    for (int lane = 0; lane < like.shape().lanes(); ++lane) {
+      if (like.lanes.table(part, lane).rows() == 0) continue;
+      Matrix m = load(like, part, lane);
+      Random random(derive_seed(seed, 1 + 2 * static_cast<uint64_t>(lane) + (part == Part::kKey ? 0 : 1)));
+      make(kind, m, random, order);
+      lanes.replace(part, lane, store(pool, part, m));
+    }
+  auto rows = std::make_shared<Rows>(*like.rows);
+  for (Origin& origin : rows->origins) origin.operations |= static_cast<uint32_t>(Operation::kNoise);
+  return KvSlice{std::move(lanes), std::move(rows)};
+}
+
+Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::optional<NoiseKind> kind,
+                             uint64_t seed) {
+  if (slice.shape() != source.shape() || slice.size() != source.size())
+    return Status::error("fill: slice and source differ in shape or rows");
+  KvSlice missing{KvLanes(slice.lanes.pool(), slice.shape()), source.rows};
+  constexpr std::array kParts = {Part::kKey, Part::kValue};
+  for (const Part part : kParts) {
+    const Part other = part == Part::kKey ? Part::kValue : Part::kKey;
+    for (int lane = 0; lane < slice.shape().lanes(); ++lane) {
+      const int wanted = slice.lanes.table(other, lane).rows();
+      if (slice.lanes.table(part, lane).rows() == wanted) continue;
+      if (source.lanes.table(part, lane).rows() != wanted)
+        return Status::error(fmt::format("fill: the source has {} rows in layer {} head {} where {} are missing",
+                                         source.lanes.table(part, lane).rows(), lane / slice.shape().kv_heads,
+                                         lane % slice.shape().kv_heads, wanted));
+      missing.lanes.share(part, lane, source.lanes, lane);
+    }
+  }
+  if (kind) {
+    KVFOLD_ASSIGN_OR_RETURN(missing, noise(missing, *kind, seed));
+  }
+  KvSlice out = slice;
+  for (const Part part : kParts)
+    for (int lane = 0; lane < slice.shape().lanes(); ++lane)
+      if (missing.lanes.table(part, lane).rows() > 0) out.lanes.share(part, lane, missing.lanes, lane);
+  auto rows = std::make_shared<Rows>(*slice.rows);
+  for (Origin& origin : rows->origins) origin.operations |= static_cast<uint32_t>(Operation::kFill);
+  out.rows = std::move(rows);
+  return out;
+}
+
+}  // namespace kvfold

@@ -1,0 +1,109 @@
+#include "engine/kv/page_table.h"
+
+#include <algorithm>
+
+namespace kvfold {
+
+PageTable::PageTable(const PageTable& other) : pool_(other.pool_), spans_(other.spans_), rows_(other.rows_) {
+  for (const KvSpan& span : spans_) pool_->retain(span.page);
+}
+
+PageTable::~PageTable() {
+  for (const KvSpan& span : spans_) pool_->release(span.page);
+}
+
+const KvSpan* PageTable::find(int slot) const {
+  auto after = std::upper_bound(spans_.begin(), spans_.end(), slot,
+                                [](int value, const KvSpan& span) { return value < span.slot; });
+  if (after == spans_.begin()) return nullptr;
+  const KvSpan& span = *--after;
+  return slot < span.slot + span.count ? &span : nullptr;
+}
+
+void PageTable::append(const PageTable& from, int begin, int end, int delta) {
+  KVFOLD_CHECK(pool_ == from.pool_);
+  auto first = std::partition_point(from.spans_.begin(), from.spans_.end(),
+                                    [&](const KvSpan& span) { return span.slot + span.count <= begin; });
+  for (; first != from.spans_.end() && first->slot < end; ++first) {
+    KvSpan span = *first;
+    const int skip = std::max(0, begin - span.slot);
+    const int count = std::min(span.slot + span.count, end) - span.slot - skip;
+    span.first = static_cast<uint16_t>(span.first + skip);
+    span.count = static_cast<uint16_t>(count);
+    span.slot += skip + delta;
+    rows_ += count;
+    KvSpan* last = spans_.empty() ? nullptr : &spans_.back();
+    KVFOLD_CHECK(last == nullptr || last->slot + last->count <= span.slot);
+    if (last != nullptr && last->page == span.page && last->first + last->count == span.first &&
+        last->slot + last->count == span.slot) {
+      last->count = static_cast<uint16_t>(last->count + count);
+      continue;
+    }
+    pool_->retain(span.page);
+    spans_.push_back(span);
+  }
+}
+
+bool PageTable::last_page_is_open() const {
+  if (spans_.empty()) return false;
+  const KvSpan& last = spans_.back();
+  return last.first + last.count < kPageRows && pool_->exclusive(last.page);
+}
+
+size_t PageTable::pages_to_extend(int rows, bool forked) const {
+  if (rows == 0) return 0;
+  int room = 0;
+  if (!spans_.empty()) {
+    const KvSpan& last = spans_.back();
+    const bool open = !forked && last_page_is_open();
+    // The rows of a page that is shared or used up to its end move to a new page first.
+    if (!open && last.count < kPageRows) rows += last.count;
+    if (open) room = kPageRows - last.first - last.count;
+  }
+  return rows <= room ? 0 : static_cast<size_t>((rows - room + kPageRows - 1) / kPageRows);
+}
+
+PageTable::RowPlace PageTable::extend(Part part, int slot) {
+  KVFOLD_CHECK(spans_.empty() || spans_.back().slot + spans_.back().count <= slot);
+  if (!last_page_is_open()) {
+    const bool partial = !spans_.empty() && spans_.back().count < kPageRows;
+    const PageId page = pool_->allocate();
+    if (partial) {
+      // The last rows move to a page of our own, so that a lane never ends in a row of half-used pages.
+      KvSpan& last = spans_.back();
+      for (int r = 0; r < last.count; ++r) {
+        kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->data(last.page), last.first + r, pool_->data(page), r);
+      }
+      pool_->count_copied_rows(last.count);
+      pool_->release(last.page);
+      last.page = page;
+      last.first = 0;
+    } else {
+      spans_.push_back(KvSpan{page, 0, 0, slot});
+    }
+  }
+  KvSpan& last = spans_.back();
+  const RowPlace place{pool_->data(last.page), last.first + last.count};
+  ++rows_;
+  if (last.slot + last.count == slot) {
+    ++last.count;
+  } else {
+    // The lane lacks the slots between: the same page, another span.
+    pool_->retain(last.page);
+    spans_.push_back(KvSpan{last.page, static_cast<uint16_t>(place.row), 1, slot});
+  }
+  return place;
+}
+
+PageTable::RowPlace PageTable::place(int slot) const {
+  const KvSpan* span = find(slot);
+  KVFOLD_CHECK(span != nullptr);
+  return {pool_->data(span->page), span->first + slot - span->slot};
+}
+
+void PageTable::load(Part part, int slot, float* out) const {
+  const RowPlace at = place(slot);
+  kv_load_row(pool_->type(), part, pool_->head_dim(), at.page, at.row, out);
+}
+
+}  // namespace kvfold

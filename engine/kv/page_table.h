@@ -1,0 +1,52 @@
+// The page table of one lane's K or V: which rows of which pages stand at which slots.
+//
+// Every cache operation that only moves rows (extract, insert, erase, ...) is made of append(): it copies spans, never
+// rows. A table holds a reference on each page it names.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/kv/page_pool.h"
+
+namespace kvfold {
+
+class PageTable {
+ public:
+  explicit PageTable(std::shared_ptr<PagePool> pool) : pool_(std::move(pool)) {}
+  PageTable(const PageTable& other);
+  PageTable& operator=(const PageTable&) = delete;
+  ~PageTable();
+
+  std::span<const KvSpan> spans() const { return spans_; }
+  int rows() const { return rows_; }
+  bool holds(int slot) const { return find(slot) != nullptr; }
+
+  // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every row here.
+  void append(const PageTable& from, int begin, int end, int delta);
+  // Appends one fresh row at `slot` and returns where to write it. A page shared with others, or whose next row is not
+  // the last span's successor, is left alone: its rows are copied (copy-on-write) or a new page is begun.
+  // REQUIRES: pages_to_extend(1, false) pages can be allocated.
+  struct RowPlace {
+    std::byte* page;
+    int row;
+  };
+  RowPlace extend(Part part, int slot);
+  // Pages that appending `rows` fresh rows at consecutive slots allocates. `forked`: to a copy of this table, made first.
+  size_t pages_to_extend(int rows, bool forked) const;
+
+  // The row at `slot` as f32. REQUIRES: holds(slot).
+  void load(Part part, int slot, float* out) const;
+  // Where the row at `slot` lies. REQUIRES: holds(slot).
+  RowPlace place(int slot) const;
+
+ private:
+  const KvSpan* find(int slot) const;
+  bool last_page_is_open() const;
+  std::shared_ptr<PagePool> pool_;
+  std::vector<KvSpan> spans_;
+  int rows_ = 0;
+};
+
+}  // namespace kvfold

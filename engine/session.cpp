@@ -1,0 +1,120 @@
+#include "engine/session.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+namespace kvfold {
+
+Session::Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+                 std::shared_ptr<PagePool> pool, Activations activations, const SessionOptions& options)
+    : model_(std::move(model)),
+      tokenizer_(std::move(tokenizer)),
+      pool_(std::move(pool)),
+      activations_(std::move(activations)),
+      options_(options) {}
+
+Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<Model> model, const SessionOptions& options) {
+  if (options.chunk < 1) return Status::error(fmt::format("chunk {}: expected at least 1 token", options.chunk));
+  const ModelSource& source = model->source();
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const Tokenizer> tokenizer,
+                          Tokenizer::create(source.vocabulary, source.storage));
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<PagePool> pool,
+                          PagePool::create(options.cache_type, model->config().head_dim, options.cache_bytes));
+  KVFOLD_ASSIGN_OR_RETURN(Activations activations, model->make_activations(options.chunk));
+  return std::unique_ptr<Session>(
+      new Session(std::move(model), std::move(tokenizer), std::move(pool), std::move(activations), options));
+}
+
+Status Session::check(std::span<const Feed> feeds) const {
+  for (size_t i = 0; i < feeds.size(); ++i) {
+    const Feed& feed = feeds[i];
+    for (size_t j = 0; j < i; ++j)
+      if (feeds[j].cache == feed.cache) return Status::error("feed: a cache is named twice in one batch");
+    if (feed.cache->pool() != pool_ || feed.cache->shape() != model_->cache_shape())
+      return Status::error("feed: the cache is of another session or of another model's shape");
+    for (const TokenId id : feed.tokens) {
+      if (id < 0 || id >= model_->config().vocab_size)
+        return Status::error(
+            fmt::format("feed: token id {} is outside the vocabulary, 0-{}", id, model_->config().vocab_size - 1));
+    }
+  }
+  return {};
+}
+
+Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink) {
+  KVFOLD_RETURN_IF_ERROR(check(feeds));
+  // Room for every token is made before the first is computed, so that nothing can fail half way.
+  std::vector<int> first_slots;
+  for (const Feed& feed : feeds) {
+    first_slots.push_back(feed.cache->size());
+    const Status status = feed.cache->grow(feed.tokens);
+    if (status.ok()) continue;
+    for (size_t i = 0; i + 1 < first_slots.size(); ++i) feeds[i].cache->shrink(first_slots[i]);
+    return status;
+  }
+
+  std::vector<Piece> pieces;
+  int rows = 0;
+  for (size_t i = 0; i < feeds.size(); ++i) {
+    const auto count = static_cast<int>(feeds[i].tokens.size());
+    for (int begin = 0; begin < count;) {
+      const int end = std::min(count, begin + options_.chunk - rows);
+      pieces.push_back({static_cast<int>(i), begin, end});
+      rows += end - begin;
+      begin = end;
+      if (rows == options_.chunk) {
+        compute(feeds, first_slots, pieces, sink);
+        pieces.clear();
+        rows = 0;
+      }
+    }
+  }
+  if (!pieces.empty()) compute(feeds, first_slots, pieces, sink);
+  return {};
+}
+
+void Session::compute(std::span<const Feed> feeds, std::span<const int> first_slots, std::span<const Piece> pieces,
+                      const LogitsSink& sink) {
+  std::vector<TokenId> tokens;
+  std::vector<BatchSequence> batch;
+  struct Asked {
+    int feed, token;
+  };
+  std::vector<Asked> asked;
+  std::vector<int> asked_rows;
+  for (const Piece& piece : pieces) {
+    const Feed& feed = feeds[piece.feed];
+    batch.push_back({feed.cache, first_slots[piece.feed] + piece.begin, piece.end - piece.begin,
+                     static_cast<int>(tokens.size())});
+    for (int t = piece.begin; t < piece.end; ++t) {
+      const bool last = t + 1 == static_cast<int>(feed.tokens.size());
+      if (feed.wanted == Wanted::kAll || (feed.wanted == Wanted::kLast && last)) {
+        asked.push_back({piece.feed, t});
+        asked_rows.push_back(static_cast<int>(tokens.size()));
+      }
+      tokens.push_back(feed.tokens[t]);
+    }
+  }
+  model_->forward(tokens, batch, activations_);
+  std::vector<float> logits(static_cast<size_t>(model_->config().vocab_size));
+  for (size_t first = 0; first < asked.size(); first += Model::kLogitRows) {
+    const size_t n = std::min<size_t>(Model::kLogitRows, asked.size() - first);
+    model_->logits(std::span(asked_rows).subspan(first, n), activations_);
+    for (size_t i = 0; i < n; ++i) {
+      model_->backend().download(activations_.logits.get() + i * logits.size(), logits);
+      sink(asked[first + i].feed, asked[first + i].token, logits);
+    }
+  }
+}
+
+Result<std::vector<float>> Session::feed(KvCache& cache, std::span<const TokenId> tokens) {
+  if (tokens.empty()) return Status::error("feed: no tokens");
+  std::vector<float> out;
+  const Feed feed{&cache, tokens, Wanted::kLast};
+  KVFOLD_RETURN_IF_ERROR(this->feed(
+      std::span(&feed, 1), [&](int, int, std::span<const float> logits) { out.assign(logits.begin(), logits.end()); }));
+  return out;
+}
+
+}  // namespace kvfold

@@ -1,0 +1,72 @@
+// A session: a loaded model with a page pool, and the one way to feed tokens to caches.
+//
+//     text -> Tokenizer -> Session::feed -> Model::forward -> logits -> Sampler
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/kv/cache.h"
+#include "engine/model.h"
+#include "engine/tokenizer/tokenizer.h"
+
+namespace kvfold {
+
+struct SessionOptions {
+  CacheType cache_type = CacheType::kF16;
+  size_t cache_bytes = size_t{4} << 30;  // budget of the page pool: address space until it is used
+  int chunk = 512;                       // most tokens computed at once; never shows in a result
+};
+
+// Which logits a feed asks for.
+enum class Wanted { kNone, kLast, kAll };
+
+// Tokens to feed to one cache, behind its last row.
+struct Feed {
+  KvCache* cache;
+  std::span<const TokenId> tokens;
+  Wanted wanted = Wanted::kLast;
+};
+
+// Receives logits [vocab_size] of token `token` of feed `feed`, in order of tokens within a feed. The span lives for the
+// call alone.
+using LogitsSink = std::function<void(int feed, int token, std::span<const float> logits)>;
+
+class Session {
+ public:
+  static Result<std::unique_ptr<Session>> create(std::shared_ptr<Model> model, const SessionOptions& options);
+
+  Model& model() const { return *model_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const std::shared_ptr<PagePool>& pool() const { return pool_; }
+  KvCache make_cache() const { return KvCache(pool_, model_->cache_shape()); }
+
+  // Feeds several caches as one batch. A cache may appear once. Each one's bits are the same as when it is fed alone, in
+  // any chunks. Errors: a token id outside the vocabulary, a cache of another pool or shape, the pool exhausted; every
+  // cache is then as it was.
+  Status feed(std::span<const Feed> feeds, const LogitsSink& sink);
+  // Feeds one cache and returns the logits after the last token. Errors: as above, or no tokens.
+  Result<std::vector<float>> feed(KvCache& cache, std::span<const TokenId> tokens);
+
+ private:
+  Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer, std::shared_ptr<PagePool> pool,
+          Activations activations, const SessionOptions& options);
+  Status check(std::span<const Feed> feeds) const;
+  struct Piece {
+    int feed;
+    int begin, end;  // tokens of the feed
+  };
+  void compute(std::span<const Feed> feeds, std::span<const int> first_slots, std::span<const Piece> pieces,
+               const LogitsSink& sink);
+
+  std::shared_ptr<Model> model_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<PagePool> pool_;
+  Activations activations_;
+  SessionOptions options_;
+};
+
+}  // namespace kvfold

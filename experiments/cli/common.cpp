@@ -1,0 +1,82 @@
+#include "experiments/cli/common.h"
+
+#include <fmt/core.h>
+
+#include "engine/file.h"
+
+namespace kvfold::cli {
+
+void ModelOptions::declare(CLI::App& app) {
+  app.add_option("MODEL", model, "a GGUF file, or a name of weights/models.json")->required();
+  app.add_option("--threads", threads, "threads (default: one for every CPU allowed)")->check(CLI::Range(1, 1024));
+  app.add_option("--chunk", chunk, "most tokens computed at once; never changes a result")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  app.add_flag("--exact", exact, "f32 activations instead of int8 blocks");
+  app.add_option("--cache-type", cache_type, "type of KV pages: f16, f32 or q8")
+      ->check(CLI::IsMember({"f16", "f32", "q8"}))
+      ->capture_default_str();
+}
+
+Result<std::unique_ptr<Session>> ModelOptions::open() const {
+  OpenOptions options;
+  options.cpu.threads = threads;
+  options.cpu.precision = exact ? Precision::kExact : Precision::kInt8;
+  options.session.chunk = chunk;
+  KVFOLD_ASSIGN_OR_RETURN(options.session.cache_type, parse_cache_type(cache_type));
+  return open_session(model, options);
+}
+
+void TextOptions::declare(CLI::App& app) {
+  CLI::Option_group* group = app.add_option_group("text", "the text");
+  group->add_option("--text", text, "the text itself");
+  group->add_option("--text-file", file, "a file with the text");
+  group->require_option(1);
+}
+
+Result<std::string> TextOptions::read() const {
+  if (file.empty()) return text;
+  return read_text_file(file);
+}
+
+Result<std::vector<TokenId>> encode(const Session& session, const std::string& text) {
+  std::vector<TokenId> ids = session.tokenizer().encode(text);
+  if (ids.empty()) return Status::error("the text has no tokens; expected at least one");
+  return ids;
+}
+
+void print_json(const nlohmann::ordered_json& json) {
+  fmt::print("{}\n", json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+}
+
+Result<Continuation> continue_from(Session& session, KvCache& cache, std::vector<float> logits, int count,
+                                   Sampler& sampler, const std::function<void(const std::string&)>& watch) {
+  Continuation out;
+  StreamDecoder decoder(session.tokenizer());
+  const auto emit = [&](const std::string& text) {
+    out.text += text;
+    if (watch && !text.empty()) watch(text);
+  };
+  while (static_cast<int>(out.ids.size()) < count) {
+    const TokenId id = sampler.sample(logits);
+    if (session.tokenizer().is_end(id)) {
+      out.ended = true;
+      break;
+    }
+    out.ids.push_back(id);
+    emit(decoder.push(id));
+    if (static_cast<int>(out.ids.size()) == count) break;
+    KVFOLD_ASSIGN_OR_RETURN(logits, session.feed(cache, std::span(&out.ids.back(), 1)));
+  }
+  emit(decoder.finish());
+  return out;
+}
+
+Result<CacheType> parse_cache_type(const std::string& text) {
+  if (text == "f16") return CacheType::kF16;
+  if (text == "f32") return CacheType::kF32;
+  if (text == "q8") return CacheType::kQ8;
+  return Status::error(fmt::format("cache type '{}': expected f16, f32 or q8", text));
+}
+
+}  // namespace kvfold::cli

@@ -1,0 +1,71 @@
+// kvfold: look into models and KV caches from the command line.
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "experiments/cli/common.h"
+
+namespace kvfold::cli {
+namespace {
+
+constexpr int kBadInput = 2;
+
+int fail(std::string message) {
+  // One line, whatever the message holds: a file name may carry a line break.
+  for (char& c : message)
+    if (c == '\n' || c == '\r') c = ' ';
+  fmt::print(stderr, "kvfold: {}\n", message);
+  return kBadInput;
+}
+
+struct Command {
+  CLI::App* app;
+  Action action;
+};
+
+int run(int argc, char** argv) {
+  CLI::App app("kvfold: a transformer runtime whose KV cache is an object", "kvfold");
+  app.require_subcommand(1);
+  std::vector<Command> commands;
+  const auto add = [&](CLI::App& parent, const char* name, const char* what, Action (*declare)(CLI::App&)) {
+    CLI::App* command = parent.add_subcommand(name, what);
+    commands.push_back({command, declare(*command)});
+  };
+  add(app, "info", "what a model file holds", add_info);
+  add(app, "tokenize", "text to token ids", add_tokenize);
+  add(app, "logits", "logits of every token of a text, as a .npy file", add_logits);
+  add(app, "generate", "continue a prompt", add_generate);
+  add(app, "perplexity", "mean NLL and perplexity of a text", add_perplexity);
+  CLI::App* cache = app.add_subcommand("cache", "save and run KV caches");
+  cache->require_subcommand(1);
+  add(*cache, "save", "feed a text and save its KV cache", add_cache_save);
+  add(*cache, "run", "continue a text with the rows of a saved cache put in", add_cache_run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    return fail(error.what());
+  }
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const Status status = command.action();
+    if (!status.ok()) return fail(status.message());
+    if (std::fflush(stdout) != 0) return fail("cannot write to standard output");
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvfold::cli
+
+int main(int argc, char** argv) {
+  try {
+    return kvfold::cli::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    return kvfold::cli::fail("not enough memory");
+  } catch (const std::exception& error) {
+    return kvfold::cli::fail(error.what());
+  }
+}

@@ -1,0 +1,156 @@
+// tokenize, generate, perplexity.
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <memory>
+
+#include "engine/tokenizer/chat.h"
+#include "experiments/cli/common.h"
+#include "loaders/model_loader.h"
+
+namespace kvfold::cli {
+namespace {
+
+struct GenerateOptions {
+  ModelOptions model;
+  std::string prompt;
+  int count = 128;
+  bool chat = false;
+  bool json = false;
+  SamplerOptions sampler;
+};
+
+Status generate(const GenerateOptions& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, options.model.open());
+  std::string text = options.prompt;
+  if (options.chat) {
+    KVFOLD_ASSIGN_OR_RETURN(const ChatTemplate chat, ChatTemplate::from(session->tokenizer().source()));
+    const ChatMessage message{"user", options.prompt};
+    KVFOLD_ASSIGN_OR_RETURN(text, chat.render(std::span(&message, 1), true));
+  }
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, encode(*session, text));
+  KvCache cache = session->make_cache();
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  KVFOLD_ASSIGN_OR_RETURN(std::vector<float> logits, session->feed(cache, ids));
+  const auto prefilled = Clock::now();
+  Sampler sampler(options.sampler);
+  const auto show = [&](const std::string& piece) {
+    if (options.json) return;
+    fmt::print("{}", piece);
+    std::fflush(stdout);
+  };
+  KVFOLD_ASSIGN_OR_RETURN(const Continuation out,
+                          continue_from(*session, cache, std::move(logits), options.count, sampler, show));
+  const auto end = Clock::now();
+  const auto rate = [](size_t tokens, Clock::duration time) {
+    return static_cast<double>(tokens) / std::chrono::duration<double>(time).count();
+  };
+  // The first token comes from the prompt's own logits, so one token fewer was fed.
+  const double decode_rate = out.ids.size() > 1 ? rate(out.ids.size() - 1, end - prefilled) : 0;
+  if (options.json) {
+    print_json({{"prompt_ids", ids},
+                {"ids", out.ids},
+                {"text", out.text},
+                {"stop", out.ended ? "end-token" : "length"},
+                {"prefill_tokens_per_second", rate(ids.size(), prefilled - begin)},
+                {"decode_tokens_per_second", decode_rate}});
+    return {};
+  }
+  fmt::print("\n");
+  if (isatty(STDERR_FILENO) != 0)
+    fmt::print(stderr, "{} tokens in, {:.0f}/s; {} out, {:.1f}/s\n", ids.size(), rate(ids.size(), prefilled - begin),
+               out.ids.size(), decode_rate);
+  return {};
+}
+
+struct PerplexityOptions {
+  ModelOptions model;
+  TextOptions text;
+  bool json = false;
+};
+
+Status perplexity(const PerplexityOptions& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::string text, options.text.read());
+  KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, options.model.open());
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, encode(*session, text));
+  if (ids.size() < 2) return Status::error("the text has one token; perplexity needs two or more");
+  KvCache cache = session->make_cache();
+  const bool show = isatty(STDERR_FILENO) != 0;
+  double nll = 0;
+  const Feed feed{&cache, ids, Wanted::kAll};
+  KVFOLD_RETURN_IF_ERROR(session->feed(std::span(&feed, 1), [&](int, int token, std::span<const float> logits) {
+    const size_t next = static_cast<size_t>(token) + 1;
+    if (next < ids.size()) nll -= log_probability(logits, ids[next]);
+    if (show && (next % 16 == 0 || next == ids.size())) fmt::print(stderr, "\r{} of {} tokens", next, ids.size());
+  }));
+  if (show) fmt::print(stderr, "\n");
+  const auto scored = static_cast<double>(ids.size() - 1);
+  nll /= scored;
+  if (options.json) {
+    print_json({{"nll", nll}, {"perplexity", std::exp(nll)}, {"tokens", ids.size() - 1}});
+  } else {
+    fmt::print("mean NLL {:.4f} nats, perplexity {:.3f}, over {} next tokens\n", nll, std::exp(nll), ids.size() - 1);
+  }
+  return {};
+}
+
+}  // namespace
+
+Action add_tokenize(CLI::App& app) {
+  struct Options {
+    std::string model;
+    TextOptions text;
+    bool json = false;
+    bool no_special = false;
+  };
+  auto options = std::make_shared<Options>();
+  app.add_option("MODEL", options->model, "a GGUF file, or a name of weights/models.json")->required();
+  options->text.declare(app);
+  app.add_flag("--no-special", options->no_special, "take the text of control tokens as plain text");
+  app.add_flag("--json", options->json, "print {\"ids\": [...]}");
+  return [options]() -> Status {
+    KVFOLD_ASSIGN_OR_RETURN(const std::string text, options->text.read());
+    KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(options->model));
+    KVFOLD_ASSIGN_OR_RETURN(const ModelSource source, load_model_source(path));
+    KVFOLD_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::create(source.vocabulary, source.storage));
+    const std::vector<TokenId> ids = tokenizer->encode(text, {!options->no_special, true});
+    if (options->json) {
+      print_json({{"ids", ids}});
+      return {};
+    }
+    for (const TokenId id : ids) {
+      const nlohmann::json piece = tokenizer->token_bytes(id);
+      fmt::print("{:>8}  {}\n", id, piece.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+    }
+    return {};
+  };
+}
+
+Action add_generate(CLI::App& app) {
+  auto options = std::make_shared<GenerateOptions>();
+  options->model.declare(app);
+  app.add_option("--prompt", options->prompt, "the text to continue")->required();
+  app.add_option("-n", options->count, "most tokens to generate")->check(CLI::Range(0, 1 << 24))->capture_default_str();
+  app.add_flag("--chat", options->chat, "put the prompt into the model's chat template as the user's message");
+  SamplerOptions& sampler = options->sampler;
+  app.add_option("--temp", sampler.temperature, "temperature; 0 is greedy")->check(CLI::Range(0.0F, 100.0F));
+  app.add_option("--seed", sampler.seed, "seed of the sampler");
+  app.add_option("--top-k", sampler.top_k, "sample among the k likeliest; 0: all")->check(CLI::Range(0, 1 << 24));
+  app.add_option("--top-p", sampler.top_p, "sample among the likeliest that reach p together")
+      ->check(CLI::Range(1e-6F, 1.0F));
+  app.add_flag("--json", options->json, "print ids, text and rates as JSON");
+  return [options] { return generate(*options); };
+}
+
+Action add_perplexity(CLI::App& app) {
+  auto options = std::make_shared<PerplexityOptions>();
+  options->model.declare(app);
+  options->text.declare(app);
+  app.add_flag("--json", options->json, "print nll (mean, nats), perplexity and tokens (next tokens scored)");
+  return [options] { return perplexity(*options); };
+}
+
+}  // namespace kvfold::cli

@@ -1,0 +1,32 @@
+#include "kernels/cpu/cpu.h"
+
+#include <array>
+#include <string_view>
+
+namespace kvfold {
+
+extern const CpuKernels kPlainKernels;
+#if defined(KVFOLD_X86_64)
+extern const CpuKernels kPlainV3Kernels;
+#endif
+
+namespace {
+
+constexpr std::array kTables = {
+#if defined(KVFOLD_X86_64)
+    &kPlainV3Kernels,
+#endif
+    &kPlainKernels,
+};
+
+}  // namespace
+
+std::span<const CpuKernels* const> cpu_kernel_tables() { return kTables; }
+
+const CpuKernels* select_cpu_kernels(const char* name) {
+  for (const CpuKernels* table : kTables)
+    if (table->supported() && (name == nullptr || std::string_view(table->name) == name)) return table;
+  return nullptr;
+}
+
+}  // namespace kvfold

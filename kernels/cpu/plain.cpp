@@ -1,0 +1,290 @@
+// The plain kernels: what every other table is tested against. Each loop is the contract of cpu.h, written down.
+//
+// This file is compiled twice: for the oldest machine of the target, where std::fma may be a library call, and, as
+// "plain" on machines that have it, for x86-64-v3, where the compiler turns the same loops into vector code with the
+// same bits. Which of the two runs is decided in cpu.cpp.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/math.h"
+#include "kernels/formats/all.h"
+#include "kernels/formats/formats.h"
+
+#if !defined(KVFOLD_PLAIN_TABLE)
+#define KVFOLD_PLAIN_TABLE kPlainKernels
+#endif
+
+namespace kvfold {
+
+extern const CpuKernels KVFOLD_PLAIN_TABLE;
+
+namespace {
+
+void quantize_row(const float* x, int columns, int8_t* q, float* scales, float* sums) {
+  for (int g = 0; g * kGroup < columns; ++g) {
+    const int n = std::min(kGroup, columns - g * kGroup);
+    float largest = 0;
+    for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[g * kGroup + i]));
+    const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
+    int32_t sum = 0;
+    for (int i = 0; i < kGroup; ++i) {
+      float v = i < n ? x[g * kGroup + i] * inverse : 0.0F;
+      v = v > -127.0F ? v : -127.0F;
+      v = v < 127.0F ? v : 127.0F;
+      const auto rounded = static_cast<int32_t>(std::nearbyintf(v));
+      q[g * kGroup + i] = static_cast<int8_t>(rounded);
+      sum += rounded;
+    }
+    scales[g] = largest / 127.0F;
+    sums[g] = scales[g] * static_cast<float>(sum);
+  }
+}
+
+int32_t group_dot(const QuantGroup& w, const int8_t* x) {
+  int32_t halves[2] = {0, 0};
+  for (int h = 0; h < 2; ++h)
+    for (int i = 16 * h; i < 16 * h + 16; ++i) halves[h] += static_cast<int32_t>(w.q[i]) * x[i];
+  return w.sub[0] * halves[0] + w.sub[1] * halves[1];
+}
+
+// Activation rows that share one decoding of a weight group.
+constexpr int kRowTile = 16;
+
+template <class Format>
+void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
+                      int64_t y_stride) {
+  constexpr int kGroups = Format::kBlockElements / kGroup;
+  const int64_t blocks = weight.columns / Format::kBlockElements;
+  const auto* matrix = reinterpret_cast<const typename Format::Block*>(weight.data);
+  for (int64_t r = begin; r < end; ++r) {
+    for (int first = 0; first < rows; first += kRowTile) {
+      const int n = std::min(kRowTile, rows - first);
+      float acc[kRowTile] = {};
+      for (int64_t b = 0; b < blocks; ++b) {
+        for (int g = 0; g < kGroups; ++g) {
+          QuantGroup w;
+          Format::group(matrix[r * blocks + b], g, w);
+          const int64_t at = b * kGroups + g;
+          for (int t = 0; t < n; ++t) {
+            const int64_t group = (first + t) * static_cast<int64_t>(x.groups) + at;
+            const auto isum = static_cast<float>(group_dot(w, x.q + group * kGroup));
+            acc[t] = std::fma(isum * x.scales[group], w.scale, acc[t]);
+            if constexpr (Format::kHasMin) acc[t] = std::fma(x.sums[group], w.min, acc[t]);
+          }
+        }
+      }
+      for (int t = 0; t < n; ++t) y[(first + t) * y_stride + r] = acc[t];
+    }
+  }
+}
+
+void matmul_q8(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
+               int64_t y_stride) {
+  visit_quantized_format(weight.type, [&](auto format) {
+    matmul_q8_format<decltype(format)>(weight, begin, end, x, rows, y, y_stride);
+  });
+}
+
+void matmul_f32(const MatrixView& weight, int64_t begin, int64_t end, const float* x, int rows, float* y,
+                int64_t y_stride, float* scratch) {
+  const FormatInfo& format = format_info(weight.type);
+  const int64_t row_bytes = weight.columns / format.block_elements * format.block_bytes;
+  for (int64_t r = begin; r < end; ++r) {
+    format.decode(weight.data + r * row_bytes, scratch, static_cast<size_t>(weight.columns));
+    for (int t = 0; t < rows; ++t) y[t * y_stride + r] = dot16(scratch, x + t * weight.columns, weight.columns);
+  }
+}
+
+void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
+  const float scale = 1.0F / std::sqrt(dot16(x, x, n) / static_cast<float>(n) + epsilon);
+  for (int i = 0; i < n; ++i) out[i] = (x[i] * scale) * weight[i];
+}
+
+void swiglu(const float* gate, const float* up, int n, float* out) {
+  for (int i = 0; i < n; ++i) out[i] = (gate[i] / (1.0F + exp_f32(-gate[i]))) * up[i];
+}
+
+// A query turned by `distance` positions. The angles' table ends somewhere; past it they are computed.
+void turn_query(const RopeView& rope, int32_t distance, int head_dim, const float* q, float* out) {
+  std::memcpy(out, q, static_cast<size_t>(head_dim) * sizeof(float));
+  const int64_t magnitude = std::abs(static_cast<int64_t>(distance));
+  for (int i = 0; i < rope.pairs; ++i) {
+    float c;
+    float s;
+    if (magnitude < rope.distances) {
+      c = rope.query_cos[magnitude * rope.pairs + i];
+      s = rope.query_sin[magnitude * rope.pairs + i];
+    } else {
+      c = static_cast<float>(std::cos(static_cast<double>(magnitude) * rope.frequencies[i]));
+      s = static_cast<float>(std::sin(static_cast<double>(magnitude) * rope.frequencies[i]));
+    }
+    s = distance < 0 ? -s : s;
+    const int a = rope.interleaved ? 2 * i : i;
+    const int b = rope.interleaved ? 2 * i + 1 : i + rope.pairs;
+    out[a] = std::fma(q[a], c, -(q[b] * s));
+    out[b] = std::fma(q[a], s, q[b] * c);
+  }
+}
+
+// One element of a page as f32; `index` as kv_index gives it.
+float load_element(const KvPagesView& pages, Part part, const std::byte* page, int row, int dimension) {
+  const size_t index = kv_index(part, pages.head_dim, row, dimension);
+  switch (pages.type) {
+    case CacheType::kF16: return f16_to_f32(reinterpret_cast<const uint16_t*>(page)[index]);
+    case CacheType::kF32: return reinterpret_cast<const float*>(page)[index];
+    case CacheType::kQ8: break;
+  }
+  const auto* scales = reinterpret_cast<const float*>(page + static_cast<size_t>(pages.head_dim) * kPageRows);
+  return static_cast<float>(reinterpret_cast<const int8_t*>(page)[index]) *
+         scales[kv_scale_index(part, pages.head_dim, row, dimension / 32)];
+}
+
+// Rows of one page whose positions are consecutive and share position / 32, so that one turned query meets them all.
+struct Run {
+  const std::byte* page;
+  int row;      // first row in the page
+  int count;
+  int32_t base;  // 32 * floor(position / 32)
+  int offset;    // position - base of the first row
+};
+
+// Calls visit(run, index of the run's first row in the block) for the block's rows, in order.
+template <class Visit>
+void for_each_run(const AttentionBlock& block, Part part, Visit visit) {
+  const KvSpan* spans = part == Part::kKey ? block.lane.keys : block.lane.values;
+  const int count = part == Part::kKey ? block.lane.key_spans : block.lane.value_spans;
+  int row = 0;
+  for (int i = 0; i < count && row < block.end; row += spans[i].count, ++i) {
+    int at = std::max(0, block.begin - row);
+    const int last = std::min<int>(spans[i].count, block.end - row);
+    while (at < last) {
+      const int32_t position = block.positions[spans[i].slot + at];
+      const int32_t base = position & ~(kPageRows - 1);
+      int n = 1;
+      while (at + n < last && block.positions[spans[i].slot + at + n] == position + n && position - base + n < kPageRows)
+        ++n;
+      visit(Run{block.pages.page(spans[i].page), spans[i].first + at, n, base, position - base}, row + at - block.begin);
+      at += n;
+    }
+  }
+}
+
+// Adds q[dimension] * k[row][dimension] of one run to the scores, dimension pairs first, turned, in order.
+void score_run(const AttentionBlock& block, const Run& run, const float* turned, float* scores) {
+  const int head_dim = block.pages.head_dim;
+  const RopeView& rope = block.rope;
+  float keys[2][kPageRows];
+  const auto accumulate = [&](const float* k, int dimension) {
+    for (int h = 0; h < block.heads; ++h)
+      for (int r = 0; r < run.count; ++r) {
+        float& score = scores[h * kAttentionBlock + r];
+        score = std::fma(turned[h * head_dim + dimension], k[r], score);
+      }
+  };
+  for (int i = 0; i < rope.pairs; ++i) {
+    const int a = rope.interleaved ? 2 * i : i;
+    const int b = rope.interleaved ? 2 * i + 1 : i + rope.pairs;
+    const float* c = rope.key_cos + i * kPageRows + run.offset;
+    const float* s = rope.key_sin + i * kPageRows + run.offset;
+    for (int r = 0; r < run.count; ++r) {
+      const float ka = load_element(block.pages, Part::kKey, run.page, run.row + r, a);
+      const float kb = load_element(block.pages, Part::kKey, run.page, run.row + r, b);
+      keys[0][r] = std::fma(ka, c[r], -(kb * s[r]));
+      keys[1][r] = std::fma(ka, s[r], kb * c[r]);
+    }
+    accumulate(keys[0], a);
+    accumulate(keys[1], b);
+  }
+  for (int d = 2 * rope.pairs; d < head_dim; ++d) {
+    for (int r = 0; r < run.count; ++r) keys[0][r] = load_element(block.pages, Part::kKey, run.page, run.row + r, d);
+    accumulate(keys[0], d);
+  }
+}
+
+// scores[heads][kAttentionBlock], for the block's rows.
+void block_scores(const AttentionBlock& block, float* scores) {
+  const int head_dim = block.pages.head_dim;
+  std::vector<float> scaled(static_cast<size_t>(block.heads) * head_dim);
+  std::vector<float> turned(scaled.size());
+  for (size_t i = 0; i < scaled.size(); ++i) scaled[i] = block.queries[i] * block.scale;
+  int32_t base = 0;
+  bool have_base = false;
+  for_each_run(block, Part::kKey, [&](const Run& run, int index) {
+    if (!have_base || run.base != base) {
+      for (int h = 0; h < block.heads; ++h)
+        turn_query(block.rope, block.position - run.base, head_dim, &scaled[h * head_dim], &turned[h * head_dim]);
+      base = run.base;
+      have_base = true;
+    }
+    score_run(block, run, turned.data(), scores + index);
+  });
+}
+
+void attention_block(const AttentionBlock& block, const AttentionPartial& out) {
+  const int head_dim = block.pages.head_dim;
+  const int rows = block.end - block.begin;
+  std::vector<float> scores(static_cast<size_t>(block.heads) * kAttentionBlock, 0.0F);
+  block_scores(block, scores.data());
+  for (int h = 0; h < block.heads; ++h) {
+    float* s = &scores[static_cast<size_t>(h) * kAttentionBlock];
+    float largest = s[0];
+    for (int r = 1; r < rows; ++r) largest = std::max(largest, s[r]);
+    float lanes[16] = {};
+    for (int r = 0; r < rows; ++r) {
+      s[r] = exp_f32(s[r] - largest);
+      lanes[r % 16] += s[r];
+    }
+    out.largest[h] = largest;
+    out.sums[h] = fold16(lanes);
+  }
+  std::fill_n(out.values, static_cast<size_t>(block.heads) * head_dim, 0.0F);
+  std::vector<float> value(head_dim);
+  for_each_run(block, Part::kValue, [&](const Run& run, int index) {
+    for (int r = 0; r < run.count; ++r) {
+      kv_load_row(block.pages.type, Part::kValue, head_dim, run.page, run.row + r, value.data());
+      for (int h = 0; h < block.heads; ++h) {
+        const float weight = scores[static_cast<size_t>(h) * kAttentionBlock + index + r];
+        float* sum = out.values + static_cast<size_t>(h) * head_dim;
+        for (int d = 0; d < head_dim; ++d) sum[d] = std::fma(weight, value[d], sum[d]);
+      }
+    }
+  });
+}
+
+void attention_combine(const AttentionPartial& parts, int blocks, int heads, int head_dim, float* out) {
+  for (int h = 0; h < heads; ++h) {
+    float largest = parts.largest[h];
+    for (int b = 1; b < blocks; ++b) largest = std::max(largest, parts.largest[b * heads + h]);
+    float sum = 0;
+    float* values = out + static_cast<size_t>(h) * head_dim;
+    std::fill_n(values, head_dim, 0.0F);
+    for (int b = 0; b < blocks; ++b) {
+      const float weight = exp_f32(parts.largest[b * heads + h] - largest);
+      const float* part = parts.values + (static_cast<size_t>(b) * heads + h) * head_dim;
+      sum = std::fma(weight, parts.sums[b * heads + h], sum);
+      for (int d = 0; d < head_dim; ++d) values[d] = std::fma(weight, part[d], values[d]);
+    }
+    const float inverse = 1.0F / sum;
+    for (int d = 0; d < head_dim; ++d) values[d] *= inverse;
+  }
+}
+
+bool supported() {
+#if defined(__AVX2__) && defined(__FMA__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#else
+  return true;
+#endif
+}
+
+}  // namespace
+
+const CpuKernels KVFOLD_PLAIN_TABLE = {
+    "plain",    supported,  quantize_row,    matmul_q8, matmul_f32, rms_norm,
+    swiglu,     attention_block, attention_combine,
+};
+
+}  // namespace kvfold

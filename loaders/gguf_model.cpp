@@ -1,0 +1,270 @@
+#include "loaders/gguf_model.h"
+
+#include <fmt/core.h>
+
+#include <cmath>
+
+#include "kernels/formats/formats.h"
+#include "loaders/architectures.h"
+#include "loaders/fingerprint.h"
+#include "loaders/gguf.h"
+
+namespace kvfold {
+namespace {
+
+// Bounds far above any model, so that products of sizes cannot overflow.
+constexpr int64_t kMostLayers = 4096;
+constexpr int64_t kMostWidth = 1 << 24;
+constexpr int64_t kMostContext = 1 << 30;
+
+class ModelReader {
+ public:
+  explicit ModelReader(GgufFile file) : file_(std::move(file)) {}
+
+  Result<ModelSource> read() {
+    out_.path = file_.path();
+    out_.storage = file_.file();
+    KVFOLD_RETURN_IF_ERROR(read_config());
+    KVFOLD_RETURN_IF_ERROR(read_rope());
+    KVFOLD_RETURN_IF_ERROR(read_vocabulary());
+    KVFOLD_RETURN_IF_ERROR(read_tensors());
+    out_.fingerprint = fingerprint(out_);
+    return std::move(out_);
+  }
+
+ private:
+  std::string key(std::string_view name) const { return fmt::format("{}.{}", architecture_->name, name); }
+
+  Status wrong(std::string_view key, const std::string& found, const std::string& expected) const {
+    return Status::error(fmt::format("{}: key '{}': found {}, expected {}", file_.path(), key, found, expected));
+  }
+
+  // The integer of a key, within [1, most]; `fallback` where the key is missing, if that is above 0.
+  Status read_size(const std::string& key, int64_t most, int& out, int64_t fallback = 0) {
+    int64_t value = fallback;
+    if (fallback <= 0 || file_.has(key)) {
+      KVFOLD_ASSIGN_OR_RETURN(value, file_.integer(key));
+    }
+    if (value < 1 || value > most) return wrong(key, fmt::format("{}", value), fmt::format("1 to {}", most));
+    out = static_cast<int>(value);
+    return {};
+  }
+
+  Status read_positive(const std::string& key, float& out, double fallback = 0) {
+    double value = fallback;
+    if (fallback <= 0 || file_.has(key)) {
+      KVFOLD_ASSIGN_OR_RETURN(value, file_.number(key));
+    }
+    out = static_cast<float>(value);
+    if (!(out > 0) || !std::isfinite(out)) return wrong(key, fmt::format("{}", value), "a finite number above 0");
+    return {};
+  }
+
+  Status read_config() {
+    KVFOLD_ASSIGN_OR_RETURN(const std::string_view name, file_.string("general.architecture"));
+    architecture_ = find_architecture(name);
+    if (architecture_ == nullptr) {
+      std::string known;
+      for (const Architecture& a : architectures()) known += (known.empty() ? "" : ", ") + std::string(a.name);
+      return wrong("general.architecture", fmt::format("'{}'", name.substr(0, 80)), "one of " + known);
+    }
+    ModelConfig& c = out_.config;
+    c.architecture = architecture_->name;
+    if (file_.has("general.name")) {
+      KVFOLD_ASSIGN_OR_RETURN(c.name, file_.string("general.name"));
+    }
+    KVFOLD_RETURN_IF_ERROR(read_size(key("block_count"), kMostLayers, c.layers));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("embedding_length"), kMostWidth, c.model_dim));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("feed_forward_length"), kMostWidth, c.ffn_dim));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("context_length"), kMostContext, c.context_length));
+    KVFOLD_RETURN_IF_ERROR(read_positive(key("attention.layer_norm_rms_epsilon"), c.norm_epsilon));
+    return read_heads();
+  }
+
+  Status read_heads() {
+    ModelConfig& c = out_.config;
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.head_count"), 65536, c.heads));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.head_count_kv"), 65536, c.kv_heads, c.heads));
+    if (c.heads % c.kv_heads != 0)
+      return wrong(key("attention.head_count_kv"), fmt::format("{}", c.kv_heads),
+                   fmt::format("a divisor of the {} heads", c.heads));
+    if (!file_.has(key("attention.key_length")) && c.model_dim % c.heads != 0)
+      return wrong(key("attention.head_count"), fmt::format("{}", c.heads),
+                   fmt::format("a divisor of the embedding length {}", c.model_dim));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.key_length"), 65536, c.head_dim, c.model_dim / c.heads));
+    int value_dim = 0;
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.value_length"), 65536, value_dim, c.head_dim));
+    if (value_dim != c.head_dim)
+      return wrong(key("attention.value_length"), fmt::format("{}", value_dim),
+                   fmt::format("{}, the length of keys", c.head_dim));
+    if (static_cast<int64_t>(c.heads) * c.head_dim > kMostWidth)
+      return wrong(key("attention.head_count"), fmt::format("{} heads of {}", c.heads, c.head_dim),
+                   fmt::format("a product up to {}", kMostWidth));
+    return {};
+  }
+
+  Status read_rope() {
+    ModelConfig& c = out_.config;
+    c.rope_pairing = architecture_->gguf_pairing;
+    KVFOLD_RETURN_IF_ERROR(read_positive(key("rope.freq_base"), c.rope_base, 10000));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("rope.dimension_count"), c.head_dim, c.rotary_dim, c.head_dim));
+    if (c.rotary_dim % 2 != 0)
+      return wrong(key("rope.dimension_count"), fmt::format("{}", c.rotary_dim), "an even number");
+    if (file_.has(key("rope.scaling.type"))) {
+      KVFOLD_ASSIGN_OR_RETURN(const std::string_view type, file_.string(key("rope.scaling.type")));
+      float factor = 1;
+      if (type == "linear") KVFOLD_RETURN_IF_ERROR(read_positive(key("rope.scaling.factor"), factor, 1));
+      if (type != "none" && !(type == "linear" && factor == 1))
+        return wrong(key("rope.scaling.type"), fmt::format("'{}' with factor {}", type.substr(0, 80), factor),
+                     "none (Llama 3's scaling comes as the tensor rope_freqs.weight)");
+    }
+    if (const GgufTensor* factors = file_.tensor("rope_freqs.weight")) {
+      KVFOLD_ASSIGN_OR_RETURN(const MatrixView view, vector("rope_freqs.weight", c.rotary_dim / 2));
+      c.rope_factors.resize(static_cast<size_t>(view.columns));
+      format_info(factors->view.type).decode(view.data, c.rope_factors.data(), c.rope_factors.size());
+      for (const float factor : c.rope_factors)
+        if (!(factor > 0) || !std::isfinite(factor))
+          return Status::error(fmt::format("{}: tensor 'rope_freqs.weight': found {}, expected finite numbers above 0",
+                                           file_.path(), factor));
+    }
+    return {};
+  }
+
+  // An optional token id; -1 where the key is missing.
+  Status read_token(const std::string& key, TokenId& out) {
+    if (!file_.has(key)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const int64_t id, file_.integer(key));
+    const auto size = static_cast<int64_t>(out_.vocabulary.tokens.size());
+    if (id < 0 || id >= size)
+      return wrong(key, fmt::format("{}", id), fmt::format("a token id, 0 to {}", size - 1));
+    out = static_cast<TokenId>(id);
+    return {};
+  }
+
+  Status read_flag(const std::string& key, bool& out) {
+    if (!file_.has(key)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(out, file_.boolean(key));
+    return {};
+  }
+
+  Status read_vocabulary() {
+    VocabularySource& v = out_.vocabulary;
+    KVFOLD_ASSIGN_OR_RETURN(v.model, file_.string("tokenizer.ggml.model"));
+    KVFOLD_ASSIGN_OR_RETURN(v.tokens, file_.strings("tokenizer.ggml.tokens"));
+    if (v.tokens.empty() || v.tokens.size() > static_cast<size_t>(kMostWidth))
+      return wrong("tokenizer.ggml.tokens", fmt::format("{} tokens", v.tokens.size()), fmt::format("1 to {}", kMostWidth));
+    out_.config.vocab_size = static_cast<int>(v.tokens.size());
+    if (file_.has("tokenizer.ggml.pre")) {
+      KVFOLD_ASSIGN_OR_RETURN(v.pre_tokenizer, file_.string("tokenizer.ggml.pre"));
+    }
+    if (file_.has("tokenizer.ggml.merges")) {
+      KVFOLD_ASSIGN_OR_RETURN(v.merges, file_.strings("tokenizer.ggml.merges"));
+    }
+    if (file_.has("tokenizer.chat_template")) {
+      KVFOLD_ASSIGN_OR_RETURN(v.chat_template, file_.string("tokenizer.chat_template"));
+    }
+    KVFOLD_RETURN_IF_ERROR(read_token_attributes());
+    KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.bos_token_id", v.bos));
+    KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.eos_token_id", v.eos));
+    KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.unknown_token_id", v.unknown));
+    KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.padding_token_id", v.padding));
+    KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_bos_token", v.add_bos));
+    KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_eos_token", v.add_eos));
+    if (v.add_bos && v.bos < 0)
+      return wrong("tokenizer.ggml.add_bos_token", "true", "false, as there is no bos_token_id");
+    return {};
+  }
+
+  Status read_token_attributes() {
+    VocabularySource& v = out_.vocabulary;
+    const std::string per_token = fmt::format("one for each of the {} tokens", v.tokens.size());
+    if (file_.has("tokenizer.ggml.token_type")) {
+      KVFOLD_ASSIGN_OR_RETURN(const std::vector<int32_t> types, file_.integers("tokenizer.ggml.token_type"));
+      if (types.size() != v.tokens.size())
+        return wrong("tokenizer.ggml.token_type", fmt::format("{} values", types.size()), per_token);
+      for (size_t i = 0; i < types.size(); ++i) {
+        if (types[i] < 0 || types[i] > static_cast<int32_t>(TokenType::kByte))
+          return wrong("tokenizer.ggml.token_type", fmt::format("{} for token {}", types[i], i), "0 to 6");
+        v.types.push_back(types[i] == 0 ? TokenType::kNormal : static_cast<TokenType>(types[i]));
+      }
+    }
+    if (file_.has("tokenizer.ggml.scores")) {
+      KVFOLD_ASSIGN_OR_RETURN(v.scores, file_.floats("tokenizer.ggml.scores"));
+      if (v.scores.size() != v.tokens.size())
+        return wrong("tokenizer.ggml.scores", fmt::format("{} values", v.scores.size()), per_token);
+    }
+    return {};
+  }
+
+  Result<MatrixView> matrix(const std::string& name, int64_t rows, int64_t columns) const {
+    const GgufTensor* tensor = file_.tensor(name);
+    if (tensor == nullptr) return Status::error(fmt::format("{}: tensor '{}' is missing", file_.path(), name));
+    const bool flat = tensor->shape.size() == 2 || (rows == 1 && tensor->shape.size() == 1);
+    if (!flat || tensor->view.rows != rows || tensor->view.columns != columns) {
+      std::string found;
+      for (const int64_t size : tensor->shape) found += (found.empty() ? "" : ", ") + std::to_string(size);
+      return Status::error(fmt::format("{}: tensor '{}': found shape [{}], expected [{}{}]", file_.path(), name, found,
+                                       columns, rows == 1 ? "" : fmt::format(", {}", rows)));
+    }
+    return tensor->view;
+  }
+
+  // A vector is stored unquantised.
+  Result<MatrixView> vector(const std::string& name, int64_t size) const {
+    KVFOLD_ASSIGN_OR_RETURN(const MatrixView view, matrix(name, 1, size));
+    if (format_info(view.type).group != nullptr)
+      return Status::error(fmt::format("{}: tensor '{}': found type {}, expected f32, f16 or bf16", file_.path(), name,
+                                       format_info(view.type).name));
+    return view;
+  }
+
+  Status read_tensors() {
+    const ModelConfig& c = out_.config;
+    KVFOLD_ASSIGN_OR_RETURN(out_.embedding, matrix("token_embd.weight", c.vocab_size, c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(out_.output_norm, vector("output_norm.weight", c.model_dim));
+    out_.tied_output = file_.tensor("output.weight") == nullptr;
+    out_.output = out_.embedding;
+    if (!out_.tied_output) {
+      KVFOLD_ASSIGN_OR_RETURN(out_.output, matrix("output.weight", c.vocab_size, c.model_dim));
+    }
+    for (int i = 0; i < c.layers; ++i) KVFOLD_RETURN_IF_ERROR(read_layer(i));
+    return {};
+  }
+
+  Status read_layer(int index) {
+    const ModelConfig& c = out_.config;
+    const int64_t q_dim = static_cast<int64_t>(c.heads) * c.head_dim;
+    const int64_t kv_dim = static_cast<int64_t>(c.kv_heads) * c.head_dim;
+    const auto name = [&](std::string_view role) { return fmt::format("blk.{}.{}", index, role); };
+    LayerTensors l;
+    KVFOLD_ASSIGN_OR_RETURN(l.attention_norm, vector(name("attn_norm.weight"), c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.wq, matrix(name("attn_q.weight"), q_dim, c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.wk, matrix(name("attn_k.weight"), kv_dim, c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.wv, matrix(name("attn_v.weight"), kv_dim, c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.wo, matrix(name("attn_output.weight"), c.model_dim, q_dim));
+    if (architecture_->qkv_bias) {
+      KVFOLD_ASSIGN_OR_RETURN(l.bq, vector(name("attn_q.bias"), q_dim));
+      KVFOLD_ASSIGN_OR_RETURN(l.bk, vector(name("attn_k.bias"), kv_dim));
+      KVFOLD_ASSIGN_OR_RETURN(l.bv, vector(name("attn_v.bias"), kv_dim));
+    }
+    KVFOLD_ASSIGN_OR_RETURN(l.ffn_norm, vector(name("ffn_norm.weight"), c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.gate, matrix(name("ffn_gate.weight"), c.ffn_dim, c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.up, matrix(name("ffn_up.weight"), c.ffn_dim, c.model_dim));
+    KVFOLD_ASSIGN_OR_RETURN(l.down, matrix(name("ffn_down.weight"), c.model_dim, c.ffn_dim));
+    out_.layers.push_back(l);
+    return {};
+  }
+
+  GgufFile file_;
+  const Architecture* architecture_ = nullptr;
+  ModelSource out_;
+};
+
+}  // namespace
+
+Result<ModelSource> load_gguf_model(const std::string& path) {
+  KVFOLD_ASSIGN_OR_RETURN(GgufFile file, GgufFile::open(path));
+  return ModelReader(std::move(file)).read();
+}
+
+}  // namespace kvfold

@@ -1,0 +1,61 @@
+#include "loaders/open.h"
+
+#include <fmt/core.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "engine/file.h"
+#include "loaders/model_loader.h"
+
+namespace kvfold {
+namespace {
+
+std::filesystem::path weights_folder() {
+  const char* folder = std::getenv("KVFOLD_WEIGHTS");
+  return folder != nullptr ? folder : KVFOLD_SOURCE_DIR "/weights/cache";
+}
+
+// The table's name for `model`, which may be an alias; "" when unknown, with every known name in `known`.
+Result<std::string> find_in_table(const std::string& model, std::string& known) {
+  const std::string path = KVFOLD_SOURCE_DIR "/weights/models.json";
+  KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
+  const nlohmann::json table = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto models = table.is_object() ? table.find("models") : table.end();
+  if (models == table.end() || !models->is_array()) return Status::error(path + ": expected {\"models\": [...]}");
+  std::string found;
+  for (const nlohmann::json& entry : *models) {
+    const std::string name = entry.value("name", "");
+    known += (known.empty() ? "" : ", ") + name;
+    if (name == model) found = name;
+    for (const nlohmann::json& alias : entry.value("aliases", nlohmann::json::array()))
+      if (alias == model) found = name;
+  }
+  return found;
+}
+
+}  // namespace
+
+Result<std::string> resolve_model(const std::string& model) {
+  std::error_code error;
+  if (std::filesystem::exists(model, error)) return model;
+  std::string known;
+  KVFOLD_ASSIGN_OR_RETURN(const std::string name, find_in_table(model, known));
+  if (name.empty())
+    return Status::error(fmt::format("{}: neither a file nor a model of the table; known models: {}", model, known));
+  const std::filesystem::path path = weights_folder() / (name + ".gguf");
+  if (!std::filesystem::exists(path, error))
+    return Status::error(fmt::format("{}: not fetched yet; 'make weights MODEL={}' fetches it", path.string(), name));
+  return path.string();
+}
+
+Result<std::unique_ptr<Session>> open_session(const std::string& model, const OpenOptions& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(model));
+  KVFOLD_ASSIGN_OR_RETURN(ModelSource source, load_model_source(path));
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, make_cpu_backend(options.cpu));
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Model> loaded, Model::create(std::move(source), std::move(backend)));
+  return Session::create(std::move(loaded), options.session);
+}
+
+}  // namespace kvfold

@@ -1,0 +1,24 @@
+// From a model's name or path to a session, in one call: what every program begins with.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/session.h"
+
+namespace kvfold {
+
+// A path that exists is taken as it is; otherwise `model` is a name or alias of the table weights/models.json, whose
+// file lies in weights/cache (or in the folder that KVFOLD_WEIGHTS names). Errors: neither a file nor a known name (the
+// known names are listed); a known name that was not fetched yet (the command to fetch it is given).
+Result<std::string> resolve_model(const std::string& model);
+
+struct OpenOptions {
+  CpuOptions cpu;
+  SessionOptions session;
+};
+
+// Errors: those of resolve_model, of the loader, of the backend and of the session.
+Result<std::unique_ptr<Session>> open_session(const std::string& model, const OpenOptions& options);
+
+}  // namespace kvfold
