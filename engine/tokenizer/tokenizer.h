@@ -1,6 +1,7 @@
 // Text to token ids and back.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <span>
 #include <string>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "engine/status.h"
+#include "engine/tokenizer/token_map.h"
 #include "engine/tokenizer/vocabulary.h"
 
 namespace kvfold {
@@ -15,37 +17,57 @@ namespace kvfold {
 struct EncodeOptions {
   // Text such as "<|im_start|>" becomes the control token of that name; otherwise it is plain text.
   bool parse_special = true;
-  // Begin with the vocabulary's BOS where the vocabulary says that it adds one.
+  // Begin with the vocabulary's BOS, and end with its EOS, where the vocabulary says that it adds them.
   bool add_bos = true;
 };
 
 class Tokenizer {
  public:
-  // Errors: an unknown tokenizer model or pre-tokenizer, a merge that is not two known tokens, ids out of range.
-  // `storage` keeps the views inside `source` alive.
+  // Errors: an unknown tokenizer model or pre-tokenizer, a merge that is not of known tokens, a byte token that names no
+  // byte. `storage` keeps the views inside `source` alive.
   static Result<std::shared_ptr<const Tokenizer>> create(VocabularySource source, std::shared_ptr<const void> storage);
   virtual ~Tokenizer() = default;
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
 
   // Any bytes are accepted; what is not UTF-8 is encoded byte by byte.
-  virtual std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options = {}) const = 0;
+  std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options = {}) const;
   // The bytes of one token. Control tokens give their name when `special` is set, else nothing.
   // REQUIRES: 0 <= id < size().
   virtual std::string token_bytes(TokenId id, bool special = true) const = 0;
   std::string decode(std::span<const TokenId> ids, bool special = true) const;
 
   int size() const { return static_cast<int>(source_.tokens.size()); }
-  bool is_control(TokenId id) const;
+  bool is_control(TokenId id) const { return type(id) == TokenType::kControl; }
   // Ends a generation: EOS and the end-of-turn tokens that the vocabulary knows by name.
   bool is_end(TokenId id) const;
   // The id of a token by its exact text in the vocabulary, or -1.
-  virtual TokenId find(std::string_view token) const = 0;
+  TokenId find(std::string_view token) const { return map_.find(token); }
   const VocabularySource& source() const { return source_; }
 
  protected:
   Tokenizer(VocabularySource source, std::shared_ptr<const void> storage);
+
+  // Ids of text in which no special token is to be found.
+  virtual void encode_text(std::string_view text, std::vector<TokenId>& ids) const = 0;
+
+  TokenType type(TokenId id) const { return source_.types.empty() ? TokenType::kNormal : source_.types[id]; }
+  // Matched in the text as a whole, and written literally.
+  bool is_special(TokenId id) const { return is_control(id) || type(id) == TokenType::kUserDefined; }
+  // The byte of a token such as <0x0A>, or -1 for every other token.
+  int byte_token(TokenId id) const;
+  // Prepares the search for special tokens. Errors: a byte token that names no byte.
+  Status read_special();
+
   VocabularySource source_;
+
+ private:
+  TokenId match_special(std::string_view text, bool control) const;
+
   std::shared_ptr<const void> storage_;
+  TokenMap map_;
   std::vector<TokenId> end_tokens_;
+  std::array<std::vector<TokenId>, 256> special_;  // by first byte, longest first
 };
 
 // Decodes token by token for a person who watches: bytes of an unfinished UTF-8 character are held back until it is
@@ -59,6 +81,7 @@ class StreamDecoder {
   std::string finish();
 
  private:
+  std::string take(bool final);
   const Tokenizer& tokenizer_;
   std::string pending_;
 };

@@ -39,7 +39,7 @@ inline constexpr int kGroup = 32;  // columns in a group: activations are quanti
 
 // One decoded group of a quantised format.
 struct QuantGroup {
-  int8_t q[kGroup];
+  alignas(32) int8_t q[kGroup];
   int32_t sub[2];  // factor of each half group; 1 for formats whose scale covers the whole group
   float scale;
   float min;  // 0 for formats without one

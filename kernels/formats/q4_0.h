@@ -10,6 +10,7 @@ struct Q4_0 {
   static constexpr WeightType kType = WeightType::kQ4_0;
   static constexpr int kBlockElements = 32;
   static constexpr bool kHasMin = false;
+  static constexpr bool kHasSubScales = false;
   struct Block {
     uint16_t d;      // f16
     uint8_t qs[16];  // element i in the low half of byte i, element i + 16 in the high half
@@ -17,10 +18,8 @@ struct Q4_0 {
   static_assert(sizeof(Block) == 18);
 
   KVFOLD_HD static void group(const Block& b, int, QuantGroup& out) {
-    for (int i = 0; i < 16; ++i) {
-      out.q[i] = static_cast<int8_t>((b.qs[i] & 15) - 8);
-      out.q[i + 16] = static_cast<int8_t>((b.qs[i] >> 4) - 8);
-    }
+    for (int i = 0; i < 16; ++i) out.q[i] = static_cast<int8_t>((b.qs[i] & 15) - 8);
+    for (int i = 0; i < 16; ++i) out.q[i + 16] = static_cast<int8_t>((b.qs[i] >> 4) - 8);
     out.set_scale(f16_to_f32(b.d), 0);
   }
 

@@ -10,6 +10,7 @@ struct Q4_1 {
   static constexpr WeightType kType = WeightType::kQ4_1;
   static constexpr int kBlockElements = 32;
   static constexpr bool kHasMin = true;
+  static constexpr bool kHasSubScales = false;
   struct Block {
     uint16_t d, m;   // f16
     uint8_t qs[16];  // as in Q4_0
@@ -17,10 +18,8 @@ struct Q4_1 {
   static_assert(sizeof(Block) == 20);
 
   KVFOLD_HD static void group(const Block& b, int, QuantGroup& out) {
-    for (int i = 0; i < 16; ++i) {
-      out.q[i] = static_cast<int8_t>(b.qs[i] & 15);
-      out.q[i + 16] = static_cast<int8_t>(b.qs[i] >> 4);
-    }
+    for (int i = 0; i < 16; ++i) out.q[i] = static_cast<int8_t>(b.qs[i] & 15);
+    for (int i = 0; i < 16; ++i) out.q[i + 16] = static_cast<int8_t>(b.qs[i] >> 4);
     out.set_scale(f16_to_f32(b.d), f16_to_f32(b.m));
   }
 

@@ -11,6 +11,7 @@ struct Q4_K {
   static constexpr WeightType kType = WeightType::kQ4_K;
   static constexpr int kBlockElements = 256;
   static constexpr bool kHasMin = true;
+  static constexpr bool kHasSubScales = false;
   struct Block {
     uint16_t d, dmin;    // f16
     uint8_t scales[12];  // see k_scales.h

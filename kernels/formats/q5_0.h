@@ -10,6 +10,7 @@ struct Q5_0 {
   static constexpr WeightType kType = WeightType::kQ5_0;
   static constexpr int kBlockElements = 32;
   static constexpr bool kHasMin = false;
+  static constexpr bool kHasSubScales = false;
   struct Block {
     uint16_t d;      // f16
     uint8_t qh[4];   // bit i of this little-endian word is bit 4 of element i
@@ -19,10 +20,10 @@ struct Q5_0 {
 
   KVFOLD_HD static void group(const Block& b, int, QuantGroup& out) {
     const uint32_t high = load_u32(b.qh);
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < 16; ++i)
       out.q[i] = static_cast<int8_t>(((b.qs[i] & 15) | ((high >> i & 1) << 4)) - 16);
+    for (int i = 0; i < 16; ++i)
       out.q[i + 16] = static_cast<int8_t>(((b.qs[i] >> 4) | ((high >> (i + 16) & 1) << 4)) - 16);
-    }
     out.set_scale(f16_to_f32(b.d), 0);
   }
 

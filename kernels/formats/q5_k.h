@@ -10,6 +10,7 @@ struct Q5_K {
   static constexpr WeightType kType = WeightType::kQ5_K;
   static constexpr int kBlockElements = 256;
   static constexpr bool kHasMin = true;
+  static constexpr bool kHasSubScales = false;
   struct Block {
     uint16_t d, dmin;    // f16
     uint8_t scales[12];  // see k_scales.h

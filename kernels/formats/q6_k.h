@@ -11,6 +11,7 @@ struct Q6_K {
   static constexpr WeightType kType = WeightType::kQ6_K;
   static constexpr int kBlockElements = 256;
   static constexpr bool kHasMin = false;
+  static constexpr bool kHasSubScales = true;
   struct Block {
     uint8_t ql[128];    // low four bits: of each 128 elements, groups 0 and 2 share 32 bytes, then groups 1 and 3
     uint8_t qh[64];     // high two bits: of each 128 elements, the four groups share 32 bytes

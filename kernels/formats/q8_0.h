@@ -10,6 +10,7 @@ struct Q8_0 {
   static constexpr WeightType kType = WeightType::kQ8_0;
   static constexpr int kBlockElements = 32;
   static constexpr bool kHasMin = false;
+  static constexpr bool kHasSubScales = false;
   struct Block {
     uint16_t d;  // f16
     int8_t qs[32];
