@@ -37,7 +37,7 @@ class PagePool {
   PageId allocate();
   void retain(PageId page) { ++references_[page]; }
   void release(PageId page);
-  bool exclusive(PageId page) const { return references_[page] == 1; }
+  uint32_t references(PageId page) const { return references_[page]; }
   std::byte* data(PageId page) const { return arena_ + static_cast<size_t>(page) * page_bytes_; }
 
   // Counters, for tests and for those who study costs.

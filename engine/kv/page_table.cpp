@@ -44,10 +44,13 @@ void PageTable::append(const PageTable& from, int begin, int end, int delta) {
   }
 }
 
+// Nobody else holds the last page, and it has rows left behind our last one.
 bool PageTable::last_page_is_open() const {
   if (spans_.empty()) return false;
   const KvSpan& last = spans_.back();
-  return last.first + last.count < kPageRows && pool_->exclusive(last.page);
+  uint32_t own = 0;
+  for (auto at = spans_.rbegin(); at != spans_.rend() && at->page == last.page; ++at) ++own;
+  return last.first + last.count < kPageRows && pool_->references(last.page) == own;
 }
 
 size_t PageTable::pages_to_extend(int rows, bool forked) const {

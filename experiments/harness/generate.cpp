@@ -1,5 +1,7 @@
 #include "experiments/harness/generate.h"
 
+#include <xxhash.h>
+
 #include "engine/sampler.h"
 
 namespace kvfold {
@@ -9,6 +11,7 @@ Result<std::vector<Continuation>> continue_greedily(Session& session, std::span<
   std::vector<KvCache> caches;
   std::vector<TokenId> next;
   std::vector<size_t> active;
+  caches.reserve(starts.size());
   for (size_t i = 0; i < starts.size(); ++i) {
     caches.push_back(starts[i].cache.fork());
     next.push_back(starts[i].token);
@@ -19,10 +22,13 @@ Result<std::vector<Continuation>> continue_greedily(Session& session, std::span<
     for (const size_t i : active) feeds.push_back({&caches[i], std::span(&next[i], 1), Wanted::kLast});
     KVFOLD_RETURN_IF_ERROR(session.feed(feeds, [&](int feed, int, std::span<const float> logits) {
       const size_t i = active[static_cast<size_t>(feed)];
-      out[i].logits.emplace_back(logits.begin(), logits.end());
       const TokenId id = argmax(logits);
+      out[i].hashes.push_back(XXH3_64bits(logits.data(), logits.size_bytes()));
       out[i].ended = session.tokenizer().is_end(id);
-      if (!out[i].ended) out[i].ids.push_back(id);
+      if (!out[i].ended) {
+        out[i].ids.push_back(id);
+        out[i].log_probabilities.push_back(log_probability(logits, id));
+      }
       next[i] = id;
     }));
     std::erase_if(active, [&](size_t i) { return out[i].ended || static_cast<int>(out[i].ids.size()) == count; });

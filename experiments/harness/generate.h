@@ -9,9 +9,10 @@
 namespace kvfold {
 
 struct Continuation {
-  std::vector<TokenId> ids;               // without the end token
-  bool ended = false;                     // an end token came
-  std::vector<std::vector<float>> logits;  // [ids.size() + 1 where ended, else ids.size()][vocab_size]: what each was chosen from
+  std::vector<TokenId> ids;                // without the end token
+  bool ended = false;                      // an end token came
+  std::vector<double> log_probabilities;   // of each id when it was chosen
+  std::vector<uint64_t> hashes;            // XXH3-64 of each row of logits, the end token's included: equal bits, equal hash
 };
 
 // A cache, and the token that is fed to it first.

@@ -1,0 +1,250 @@
+#include "engine/safetensors.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace kvfold {
+namespace {
+
+constexpr uint64_t kMostHeader = 100'000'000;  // the format's own limit
+constexpr size_t kPrefix = 8;                  // the header's length, u64 little-endian
+
+// Reads the header event by event. nlohmann's own DOM would silently keep one of two equal keys.
+class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  struct Entry {
+    std::string dtype;
+    std::vector<uint64_t> shape, offsets;
+    bool has_dtype = false, has_shape = false, has_offsets = false;
+  };
+  std::map<std::string, std::string> metadata;
+  std::map<std::string, Entry> entries;
+  std::string error;
+
+  bool null() override { return refuse("null"); }
+  bool boolean(bool) override { return refuse("a boolean"); }
+  bool number_integer(number_integer_t value) override { return refuse(fmt::format("the negative number {}", value)); }
+  bool number_float(number_float_t, const string_t& text) override { return refuse("the number " + text.substr(0, 40)); }
+  bool binary(binary_t&) override { return refuse("binary data"); }
+
+  bool number_unsigned(number_unsigned_t value) override {
+    if (state_ == State::kShape) entries_at().shape.push_back(value);
+    if (state_ == State::kOffsets) entries_at().offsets.push_back(value);
+    return state_ == State::kShape || state_ == State::kOffsets || refuse(fmt::format("the number {}", value));
+  }
+
+  bool string(string_t& value) override {
+    if (state_ == State::kMetadataValue) {
+      metadata[key_] = value;
+      state_ = State::kMetadata;
+      return true;
+    }
+    if (state_ == State::kDtype) {
+      entries_at().dtype = value;
+      state_ = State::kTensor;
+      return true;
+    }
+    return refuse("a string");
+  }
+
+  bool start_object(size_t) override {
+    switch (state_) {
+      case State::kBegin: state_ = State::kTop; return true;
+      case State::kTopValue: state_ = tensor_ == "__metadata__" ? State::kMetadata : State::kTensor; return true;
+      default: return refuse("an object");
+    }
+  }
+  bool end_object() override {
+    if (state_ == State::kTensor) {
+      const Entry& entry = entries_at();
+      if (!entry.has_dtype || !entry.has_shape || !entry.has_offsets)
+        return fail(fmt::format("'{}': expected dtype, shape and data_offsets", shown(tensor_)));
+    }
+    state_ = state_ == State::kTop ? State::kEnd : State::kTop;
+    return true;
+  }
+  bool start_array(size_t) override {
+    if (state_ == State::kShapeBegin) state_ = State::kShape;
+    else if (state_ == State::kOffsetsBegin) state_ = State::kOffsets;
+    else return refuse("an array");
+    return true;
+  }
+  bool end_array() override {
+    state_ = State::kTensor;
+    return true;
+  }
+
+  bool key(string_t& name) override {
+    if (state_ == State::kTop) {
+      tensor_ = name;
+      state_ = State::kTopValue;
+      if (!top_keys_.insert(name).second) return fail(fmt::format("key '{}' stands twice", shown(name)));
+      if (name != "__metadata__") entries[name];
+      return true;
+    }
+    if (state_ == State::kMetadata) {
+      key_ = name;
+      state_ = State::kMetadataValue;
+      return !metadata.contains(name) || fail(fmt::format("__metadata__ key '{}' stands twice", shown(name)));
+    }
+    return tensor_key(name);
+  }
+
+  bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
+    return fail(fmt::format("header is not JSON near offset {}", kPrefix + position));
+  }
+
+  static std::string shown(const std::string& name) {
+    std::string out;
+    for (const char c : name.substr(0, 80)) out += c >= ' ' && c < 127 ? c : '?';
+    return out;
+  }
+
+ private:
+  enum class State {
+    kBegin, kTop, kTopValue, kMetadata, kMetadataValue, kTensor, kDtype, kShapeBegin, kShape, kOffsetsBegin, kOffsets, kEnd
+  };
+
+  Entry& entries_at() { return entries[tensor_]; }
+
+  bool tensor_key(const std::string& name) {
+    Entry& entry = entries_at();
+    bool* seen = name == "dtype" ? &entry.has_dtype : name == "shape" ? &entry.has_shape
+                 : name == "data_offsets" ? &entry.has_offsets : nullptr;
+    if (seen == nullptr)
+      return fail(fmt::format("'{}': found key '{}', expected dtype, shape and data_offsets", shown(tensor_), shown(name)));
+    if (*seen) return fail(fmt::format("'{}': key '{}' stands twice", shown(tensor_), name));
+    *seen = true;
+    state_ = name == "dtype" ? State::kDtype : name == "shape" ? State::kShapeBegin : State::kOffsetsBegin;
+    return true;
+  }
+
+  bool fail(std::string message) {
+    if (error.empty()) error = std::move(message);
+    return false;
+  }
+  bool refuse(const std::string& found) {
+    const std::string where = tensor_.empty() ? "header" : "'" + shown(tensor_) + "'";
+    const char* expected = "another kind of value";
+    switch (state_) {
+      case State::kBegin: expected = "an object"; break;
+      case State::kTopValue: expected = "an object"; break;
+      case State::kMetadataValue:
+      case State::kDtype: expected = "a string"; break;
+      case State::kShapeBegin:
+      case State::kOffsetsBegin: expected = "an array"; break;
+      case State::kShape:
+      case State::kOffsets: expected = "integers from 0 to 2^64 - 1"; break;
+      default: break;
+    }
+    return fail(fmt::format("{}: found {}, expected {}", where, found, expected));
+  }
+
+  State state_ = State::kBegin;
+  std::string tensor_, key_;
+  std::set<std::string> top_keys_;
+};
+
+Status fail(const std::string& path, const std::string& message) { return Status::error(path + ": " + message); }
+
+// Checks one entry and makes the tensor of it.
+Status make_tensor(const std::string& path, const std::string& name, const HeaderReader::Entry& entry,
+                   std::span<const std::byte> data, SafetensorsTensor& out) {
+  const std::string where = fmt::format("tensor '{}'", HeaderReader::shown(name));
+  const auto element = static_cast<uint64_t>(safetensors_element_bytes(entry.dtype));
+  if (element == 0) return fail(path, fmt::format("{}: unknown dtype '{}'", where, HeaderReader::shown(entry.dtype)));
+  uint64_t size = element;
+  for (const uint64_t n : entry.shape) {
+    constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
+    if (n > kMost || (n != 0 && size > kMost / n)) return fail(path, where + ": its shape's product overflows");
+    size *= n;
+    out.shape.push_back(static_cast<int64_t>(n));
+  }
+  if (entry.offsets.size() != 2)
+    return fail(path, fmt::format("{}: found {} data_offsets, expected 2", where, entry.offsets.size()));
+  const uint64_t begin = entry.offsets[0];
+  const uint64_t end = entry.offsets[1];
+  if (begin > end || end > data.size())
+    return fail(path, fmt::format("{}: found data_offsets [{}, {}], expected a range in [0, {}]", where, begin, end,
+                                  data.size()));
+  if (end - begin != size)
+    return fail(path, fmt::format("{}: found {} bytes of data, expected {} by dtype and shape", where, end - begin, size));
+  out.dtype = entry.dtype;
+  out.bytes = data.subspan(begin, size);
+  return {};
+}
+
+}  // namespace
+
+int safetensors_element_bytes(std::string_view dtype) {
+  constexpr std::pair<std::string_view, int> kTypes[] = {
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
+      {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
+  for (const auto& [name, bytes] : kTypes)
+    if (name == dtype) return bytes;
+  return 0;
+}
+
+Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, const std::string& path) {
+  uint64_t length = 0;
+  if (bytes.size() < kPrefix) return fail(path, fmt::format("found {} bytes, expected at least {}", bytes.size(), kPrefix));
+  std::memcpy(&length, bytes.data(), sizeof length);
+  const uint64_t most = std::min<uint64_t>(bytes.size() - kPrefix, kMostHeader);
+  if (length > most) return fail(path, fmt::format("header length at offset 0: found {}, expected at most {}", length, most));
+  const auto* text = reinterpret_cast<const char*>(bytes.data()) + kPrefix;
+  if (length == 0 || text[0] != '{') return fail(path, "header at offset 8: expected it to begin with '{'");
+  HeaderReader reader;
+  const bool parsed = nlohmann::json::sax_parse(text, text + length, &reader);
+  if (!parsed) return fail(path, reader.error.empty() ? "header is not JSON" : reader.error);
+
+  SafetensorsFile file;
+  file.metadata = std::move(reader.metadata);
+  const std::span<const std::byte> data = bytes.subspan(kPrefix + length);
+  std::vector<std::pair<std::span<const std::byte>, std::string>> ranges;
+  for (const auto& [name, entry] : reader.entries) {
+    SafetensorsTensor tensor;
+    KVFOLD_RETURN_IF_ERROR(make_tensor(path, name, entry, data, tensor));
+    ranges.emplace_back(tensor.bytes, name);
+    file.tensors.emplace(name, std::move(tensor));
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.first.data(), a.first.size()) < std::pair(b.first.data(), b.first.size());
+  });
+  size_t end = 0;
+  for (const auto& [range, name] : ranges) {
+    const auto begin = static_cast<size_t>(range.data() - data.data());
+    if (begin != end)
+      return fail(path, fmt::format("tensor '{}': its data begins at {}, expected {}: no {}", HeaderReader::shown(name),
+                                    begin, end, begin < end ? "overlap" : "hole"));
+    end = begin + range.size();
+  }
+  if (end != data.size())
+    return fail(path, fmt::format("found {} bytes behind the last tensor, expected none", data.size() - end));
+  return file;
+}
+
+Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
+                         std::span<const SafetensorsEntry> tensors) {
+  nlohmann::ordered_json header;
+  header["__metadata__"] = metadata;
+  uint64_t at = 0;
+  for (const SafetensorsEntry& tensor : tensors) {
+    header[tensor.name] = {
+        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.bytes.size()}}};
+    at += tensor.bytes.size();
+  }
+  std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
+  const uint64_t length = text.size();
+  KVFOLD_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(&length, 1))));
+  KVFOLD_RETURN_IF_ERROR(file.write(text));
+  for (const SafetensorsEntry& tensor : tensors) KVFOLD_RETURN_IF_ERROR(file.write(tensor.bytes));
+  return {};
+}
+
+}  // namespace kvfold

@@ -1,0 +1,52 @@
+// The safetensors format: a length, a JSON header, the tensors' bytes. About the format alone: what the tensors mean is
+// its users' business (cache files here, checkpoints in the loaders).
+//
+// Source: huggingface/safetensors, README "Format". Read strictly: a file that this reader takes has one meaning.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/file.h"
+#include "engine/status.h"
+
+namespace kvfold {
+
+struct SafetensorsTensor {
+  std::string dtype;           // "F16", "F32", "I8", ...
+  std::vector<int64_t> shape;
+  std::span<const std::byte> bytes;
+};
+
+struct SafetensorsFile {
+  std::map<std::string, std::string> metadata;
+  std::map<std::string, SafetensorsTensor> tensors;
+};
+
+// Reads a whole file's bytes; the tensors point into them. Checked: the header's length (up to 100 MB and within the
+// file), that it is one UTF-8 JSON object without a repeated key at any level, known dtypes, shapes of non-negative
+// integers, ranges that hold exactly what the shape says, and that these cover the data without hole or overlap.
+// Errors: one line that names `path` and the key or offset.
+Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, const std::string& path);
+
+// Bytes of one element; 0 for an unknown dtype.
+int safetensors_element_bytes(std::string_view dtype);
+
+// A tensor to be written.
+struct SafetensorsEntry {
+  std::string name;
+  std::string dtype;
+  std::vector<int64_t> shape;
+  std::span<const std::byte> bytes;
+};
+
+// Writes header and tensors, in the given order.
+Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
+                         std::span<const SafetensorsEntry> tensors);
+
+}  // namespace kvfold
