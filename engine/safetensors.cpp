@@ -29,7 +29,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool null() override { return refuse("null"); }
   bool boolean(bool) override { return refuse("a boolean"); }
   bool number_integer(number_integer_t value) override { return refuse(fmt::format("the negative number {}", value)); }
-  bool number_float(number_float_t, const string_t& text) override { return refuse("the number " + text.substr(0, 40)); }
+  bool number_float(number_float_t, const string_t& text) override { return refuse(fmt::format("the number {}", text.substr(0, 40))); }
   bool binary(binary_t&) override { return refuse("binary data"); }
 
   bool number_unsigned(number_unsigned_t value) override {
@@ -129,7 +129,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
   bool refuse(const std::string& found) {
-    const std::string where = tensor_.empty() ? "header" : "'" + shown(tensor_) + "'";
+    const std::string where = tensor_.empty() ? "header" : fmt::format("'{}'", shown(tensor_));
     const char* expected = "another kind of value";
     switch (state_) {
       case State::kBegin: expected = "an object"; break;

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstring>
+#include <deque>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -190,7 +191,7 @@ class Writer {
 
   const KvCache& cache_;
   const CacheShape shape_;
-  std::vector<std::vector<std::byte>> buffers_;
+  std::deque<std::vector<std::byte>> buffers_;  // a deque: what the entries point into stays where it is
   std::vector<SafetensorsEntry> entries_;
 };
 
