@@ -17,14 +17,28 @@ namespace {
 
 class CpuWeight : public Weight {
  public:
-  explicit CpuWeight(const MatrixView& view) : Weight(view.rows, view.columns), view_(view) {}
+  explicit CpuWeight(const MatrixView& view) : Weight(view.rows, view.columns), view_(view), packed_(view) {}
+  CpuWeight(const MatrixView& view, std::shared_ptr<std::byte> packed)
+      : Weight(view.rows, view.columns), view_(view), packed_(view), memory_(std::move(packed)) {
+    packed_.data = memory_.get();
+  }
+  // As in the file, and as the kernels' integer products take it.
   const MatrixView& view() const { return view_; }
+  const MatrixView& packed() const { return packed_; }
 
  private:
-  MatrixView view_;
+  MatrixView view_, packed_;
+  std::shared_ptr<std::byte> memory_;
 };
 
-const MatrixView& view_of(const Weight& weight) { return static_cast<const CpuWeight&>(weight).view(); }
+const CpuWeight& cpu_weight(const Weight& weight) { return static_cast<const CpuWeight&>(weight); }
+const MatrixView& view_of(const Weight& weight) { return cpu_weight(weight).view(); }
+
+std::shared_ptr<std::byte> allocate_bytes(size_t bytes) {
+  constexpr size_t kAlignment = 64;
+  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return {static_cast<std::byte*>(std::aligned_alloc(kAlignment, std::max(rounded, kAlignment))), std::free};
+}
 
 // Tokens whose attention is worked on together: bounds the memory for partial results.
 constexpr int kAttentionTokens = 32;
@@ -36,15 +50,11 @@ class CpuBackend final : public Backend {
 
   std::string name() const override { return fmt::format("cpu ({}, {} threads)", kernels_->name, pool_.threads()); }
 
-  Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) override {
-    return std::unique_ptr<Weight>(new CpuWeight(view));
-  }
+  Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) override;
   Result<std::shared_ptr<float>> allocate(size_t count) override {
-    constexpr size_t kAlignment = 64;
-    const size_t bytes = (count * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-    void* memory = std::aligned_alloc(kAlignment, std::max(bytes, kAlignment));
-    if (memory == nullptr) return Status::error(fmt::format("no memory for {} bytes of activations", bytes));
-    return std::shared_ptr<float>(static_cast<float*>(memory), std::free);
+    std::shared_ptr<std::byte> memory = allocate_bytes(count * sizeof(float));
+    if (!memory) return Status::error(fmt::format("no memory for {} activations", count));
+    return std::shared_ptr<float>(memory, reinterpret_cast<float*>(memory.get()));
   }
   void upload(std::span<const float> from, float* to) override { std::copy(from.begin(), from.end(), to); }
   void download(const float* from, std::span<float> to) override { std::copy_n(from, to.size(), to.begin()); }
@@ -88,6 +98,9 @@ class CpuBackend final : public Backend {
     int index;  // in the sequence
   };
 
+  bool in_integers(const MatrixView& view) const {
+    return precision_ == Precision::kInt8 && format_info(view.type).group != nullptr;
+  }
   QuantizedView quantize(const float* x, int rows, int columns);
   void product(const Linear& linear, const QuantizedView* quantized, const float* x, int rows);
   void attend(std::span<const Token> tokens, int layer, const AttentionShape& shape, const RopeView& rope,
@@ -98,10 +111,21 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   // Scratch, kept between calls.
   std::vector<int8_t> q_;
-  std::vector<float> scales_, sums_;
+  std::vector<float> scales_;
+  std::vector<int32_t> half_sums_;
   std::vector<std::vector<float>> decoded_;  // one a thread
   std::vector<float> partials_;
 };
+
+Result<std::unique_ptr<Weight>> CpuBackend::prepare(const MatrixView& view) {
+  if (kernels_->pack == nullptr || !in_integers(view)) return std::unique_ptr<Weight>(new CpuWeight(view));
+  const size_t bytes = kernels_->packed_bytes(view);
+  std::shared_ptr<std::byte> packed = allocate_bytes(bytes);
+  if (!packed) return Status::error(fmt::format("no memory for {} bytes of packed weights", bytes));
+  pool_.run((view.rows + kernels_->row_unit - 1) / kernels_->row_unit,
+            [&](int64_t begin, int64_t end, int) { kernels_->pack(view, begin, end, packed.get()); });
+  return std::unique_ptr<Weight>(new CpuWeight(view, std::move(packed)));
+}
 
 QuantizedView CpuBackend::quantize(const float* x, int rows, int columns) {
   const int groups = (columns + kGroup - 1) / kGroup;
@@ -109,28 +133,31 @@ QuantizedView CpuBackend::quantize(const float* x, int rows, int columns) {
   if (q_.size() < all * kGroup) {
     q_.resize(all * kGroup);
     scales_.resize(all);
-    sums_.resize(all);
+    half_sums_.resize(2 * all);
   }
   pool_.run(rows, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r)
-      kernels_->quantize_row(x + r * columns, columns, &q_[r * groups * kGroup], &scales_[r * groups], &sums_[r * groups]);
+      kernels_->quantize_row(x + r * columns, columns, &q_[r * groups * kGroup], &scales_[r * groups],
+                             &half_sums_[2 * r * groups]);
   });
-  return {q_.data(), scales_.data(), sums_.data(), groups};
+  return {q_.data(), scales_.data(), half_sums_.data(), groups};
 }
 
 void CpuBackend::product(const Linear& linear, const QuantizedView* quantized, const float* x, int rows) {
-  const MatrixView& view = view_of(*linear.weight);
+  const CpuWeight& weight = cpu_weight(*linear.weight);
+  const int64_t outputs = weight.rows();
+  const int64_t unit = quantized != nullptr ? kernels_->row_unit : 1;
   decoded_.resize(pool_.threads());
-  pool_.run(view.rows, [&](int64_t begin, int64_t end, int thread) {
+  pool_.run((outputs + unit - 1) / unit, [&](int64_t begin, int64_t end, int thread) {
     if (quantized != nullptr) {
-      kernels_->matmul_q8(view, begin, end, *quantized, rows, linear.out, view.rows);
+      kernels_->matmul_q8(weight.packed(), begin, end, *quantized, rows, linear.out, outputs);
     } else {
-      decoded_[thread].resize(view.columns);
-      kernels_->matmul_f32(view, begin, end, x, rows, linear.out, view.rows, decoded_[thread].data());
+      decoded_[thread].resize(weight.columns());
+      kernels_->matmul_f32(weight.view(), begin, end, x, rows, linear.out, outputs, decoded_[thread].data());
     }
     if (linear.bias == nullptr) return;
     for (int t = 0; t < rows; ++t)
-      for (int64_t r = begin; r < end; ++r) linear.out[t * view.rows + r] += linear.bias[r];
+      for (int64_t r = begin * unit; r < std::min(end * unit, outputs); ++r) linear.out[t * outputs + r] += linear.bias[r];
   });
 }
 
@@ -138,7 +165,7 @@ void CpuBackend::linear(std::span<const Linear> products, const float* x, int ro
   QuantizedView quantized{};
   bool have_quantized = false;
   for (const Linear& linear : products) {
-    const bool integers = precision_ == Precision::kInt8 && format_info(view_of(*linear.weight).type).group != nullptr;
+    const bool integers = in_integers(view_of(*linear.weight));
     if (integers && !have_quantized) {
       quantized = quantize(x, rows, static_cast<int>(linear.weight->columns()));
       have_quantized = true;

@@ -7,6 +7,7 @@ namespace kvfold {
 
 extern const CpuKernels kPlainKernels;
 #if defined(KVFOLD_X86_64)
+extern const CpuKernels kAvx512Kernels;
 extern const CpuKernels kPlainV3Kernels;
 #endif
 
@@ -14,6 +15,7 @@ namespace {
 
 constexpr std::array kTables = {
 #if defined(KVFOLD_X86_64)
+    &kAvx512Kernels,
     &kPlainV3Kernels,
 #endif
     &kPlainKernels,

@@ -8,7 +8,7 @@
 //   matmul_q8   one accumulator an output: for each group of 32 columns in order,
 //                   acc = fma(float(isum) * x_scale, w_scale, acc)
 //                   acc = fma(x_sum, w_min, acc)            only for formats that have a min
-//               with isum = sum over halves of sub * (sum of q * x), exact in int32 and in f32.
+//               with x_sum = x_scale * float(sum of x), and with isum = sum over halves of sub * (sum of q * x), exact in int32 and in f32.
 //   matmul_f32  dot16 over the columns, of decoded weights and f32 activations.
 //   attention   see attention_block and attention_combine.
 #pragma once
@@ -20,12 +20,12 @@
 
 namespace kvfold {
 
-// Activations quantised in groups of 32 columns: x = scale * q. `sums` holds scale * (sum of q), for formats with a min.
-// Rows follow each other; columns are padded with zeros to whole groups.
+// Activations quantised in groups of 32 columns: x = scale * q. Rows follow each other; columns are padded with zeros to
+// whole groups.
 struct QuantizedView {
-  const int8_t* q;      // [rows][groups * 32]
-  const float* scales;  // [rows][groups]
-  const float* sums;    // [rows][groups]
+  const int8_t* q;           // [rows][groups * 32]
+  const float* scales;       // [rows][groups]
+  const int32_t* half_sums;  // [rows][groups][2]: sum of q over the first and the second 16 of a group
   int groups;
 };
 
@@ -70,10 +70,18 @@ struct CpuKernels {
   const char* name;
   bool (*supported)();
 
-  // One row of `columns` values to ceil(columns / 32) groups. round to nearest even of x * (127 / largest magnitude).
-  void (*quantize_row)(const float* x, int columns, int8_t* q, float* scales, float* sums);
+  // Tables that work on repacked weights: bytes that a weight takes when packed, and the packing of units [begin, end)
+  // to memory (64-byte aligned) whose start is `out`. Null where weights are used as they are. For quantised formats only.
+  // Outputs are cut in units of `row_unit` rows: the bounds of pack and of matmul_q8 count these.
+  int row_unit;
+  size_t (*packed_bytes)(const MatrixView& weight);
+  void (*pack)(const MatrixView& weight, int64_t begin, int64_t end, std::byte* out);
 
-  // y[t * y_stride + r] = dot(weight row r, x row t) for r in [begin, end), t in [0, rows).
+  // One row of `columns` values to ceil(columns / 32) groups: round to nearest even of x * (127 / largest magnitude).
+  void (*quantize_row)(const float* x, int columns, int8_t* q, float* scales, int32_t* half_sums);
+
+  // y[t * y_stride + r] = dot(weight row r, x row t) for the rows r of units [begin, end), t in [0, rows). The weight's
+  // data is packed where the table packs.
   void (*matmul_q8)(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
                     int64_t y_stride);
   // The same with f32 activations [rows][columns]; every format. `scratch` holds `columns` floats.

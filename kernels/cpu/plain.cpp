@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/runs.h"
 #include "kernels/formats/all.h"
 #include "kernels/formats/formats.h"
 
@@ -23,23 +24,22 @@ extern const CpuKernels KVFOLD_PLAIN_TABLE;
 
 namespace {
 
-void quantize_row(const float* x, int columns, int8_t* q, float* scales, float* sums) {
+void quantize_row(const float* x, int columns, int8_t* q, float* scales, int32_t* half_sums) {
   for (int g = 0; g * kGroup < columns; ++g) {
     const int n = std::min(kGroup, columns - g * kGroup);
     float largest = 0;
     for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[g * kGroup + i]));
     const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
-    int32_t sum = 0;
+    half_sums[2 * g] = half_sums[2 * g + 1] = 0;
     for (int i = 0; i < kGroup; ++i) {
       float v = i < n ? x[g * kGroup + i] * inverse : 0.0F;
       v = v > -127.0F ? v : -127.0F;
       v = v < 127.0F ? v : 127.0F;
       const auto rounded = static_cast<int32_t>(std::nearbyintf(v));
       q[g * kGroup + i] = static_cast<int8_t>(rounded);
-      sum += rounded;
+      half_sums[2 * g + i / 16] += rounded;
     }
     scales[g] = largest / 127.0F;
-    sums[g] = scales[g] * static_cast<float>(sum);
   }
 }
 
@@ -83,7 +83,10 @@ void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, cons
             const int64_t group = (first + t) * static_cast<int64_t>(x.groups) + at;
             const auto isum = static_cast<float>(group_dot<Format>(w, x.q + group * kGroup));
             acc[t] = std::fma(isum * x.scales[group], w.scale, acc[t]);
-            if constexpr (Format::kHasMin) acc[t] = std::fma(x.sums[group], w.min, acc[t]);
+            if constexpr (Format::kHasMin) {
+              const auto sum = static_cast<float>(x.half_sums[2 * group] + x.half_sums[2 * group + 1]);
+              acc[t] = std::fma(x.scales[group] * sum, w.min, acc[t]);
+            }
           }
         }
       }
@@ -118,28 +121,6 @@ void swiglu(const float* gate, const float* up, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = (gate[i] / (1.0F + exp_f32(-gate[i]))) * up[i];
 }
 
-// A query turned by `distance` positions. The angles' table ends somewhere; past it they are computed.
-void turn_query(const RopeView& rope, int32_t distance, int head_dim, const float* q, float* out) {
-  std::memcpy(out, q, static_cast<size_t>(head_dim) * sizeof(float));
-  const int64_t magnitude = std::abs(static_cast<int64_t>(distance));
-  for (int i = 0; i < rope.pairs; ++i) {
-    float c;
-    float s;
-    if (magnitude < rope.distances) {
-      c = rope.query_cos[magnitude * rope.pairs + i];
-      s = rope.query_sin[magnitude * rope.pairs + i];
-    } else {
-      c = static_cast<float>(std::cos(static_cast<double>(magnitude) * rope.frequencies[i]));
-      s = static_cast<float>(std::sin(static_cast<double>(magnitude) * rope.frequencies[i]));
-    }
-    s = distance < 0 ? -s : s;
-    const int a = rope.interleaved ? 2 * i : i;
-    const int b = rope.interleaved ? 2 * i + 1 : i + rope.pairs;
-    out[a] = std::fma(q[a], c, -(q[b] * s));
-    out[b] = std::fma(q[a], s, q[b] * c);
-  }
-}
-
 // One element of a page as f32; `index` as kv_index gives it.
 float load_element(const KvPagesView& pages, Part part, const std::byte* page, int row, int dimension) {
   const size_t index = kv_index(part, pages.head_dim, row, dimension);
@@ -151,36 +132,6 @@ float load_element(const KvPagesView& pages, Part part, const std::byte* page, i
   const auto* scales = reinterpret_cast<const float*>(page + static_cast<size_t>(pages.head_dim) * kPageRows);
   return static_cast<float>(reinterpret_cast<const int8_t*>(page)[index]) *
          scales[kv_scale_index(part, pages.head_dim, row, dimension / 32)];
-}
-
-// Rows of one page whose positions are consecutive and share position / 32, so that one turned query meets them all.
-struct Run {
-  const std::byte* page;
-  int row;      // first row in the page
-  int count;
-  int32_t base;  // 32 * floor(position / 32)
-  int offset;    // position - base of the first row
-};
-
-// Calls visit(run, index of the run's first row in the block) for the block's rows, in order.
-template <class Visit>
-void for_each_run(const AttentionBlock& block, Part part, Visit visit) {
-  const KvSpan* spans = part == Part::kKey ? block.lane.keys : block.lane.values;
-  const int count = part == Part::kKey ? block.lane.key_spans : block.lane.value_spans;
-  int row = 0;
-  for (int i = 0; i < count && row < block.end; row += spans[i].count, ++i) {
-    int at = std::max(0, block.begin - row);
-    const int last = std::min<int>(spans[i].count, block.end - row);
-    while (at < last) {
-      const int32_t position = block.positions[spans[i].slot + at];
-      const int32_t base = position & ~(kPageRows - 1);
-      int n = 1;
-      while (at + n < last && block.positions[spans[i].slot + at + n] == position + n && position - base + n < kPageRows)
-        ++n;
-      visit(Run{block.pages.page(spans[i].page), spans[i].first + at, n, base, position - base}, row + at - block.begin);
-      at += n;
-    }
-  }
 }
 
 // Adds q[dimension] * k[row][dimension] of one run to the scores, dimension pairs first, turned, in order.
@@ -215,30 +166,13 @@ void score_run(const AttentionBlock& block, const Run& run, const float* turned,
   }
 }
 
-// scores[heads][kAttentionBlock], for the block's rows.
-void block_scores(const AttentionBlock& block, float* scores) {
-  const int head_dim = block.pages.head_dim;
-  std::vector<float> scaled(static_cast<size_t>(block.heads) * head_dim);
-  std::vector<float> turned(scaled.size());
-  for (size_t i = 0; i < scaled.size(); ++i) scaled[i] = block.queries[i] * block.scale;
-  int32_t base = 0;
-  bool have_base = false;
-  for_each_run(block, Part::kKey, [&](const Run& run, int index) {
-    if (!have_base || run.base != base) {
-      for (int h = 0; h < block.heads; ++h)
-        turn_query(block.rope, block.position - run.base, head_dim, &scaled[h * head_dim], &turned[h * head_dim]);
-      base = run.base;
-      have_base = true;
-    }
-    score_run(block, run, turned.data(), scores + index);
-  });
-}
-
 void attention_block(const AttentionBlock& block, const AttentionPartial& out) {
   const int head_dim = block.pages.head_dim;
   const int rows = block.end - block.begin;
   std::vector<float> scores(static_cast<size_t>(block.heads) * kAttentionBlock, 0.0F);
-  block_scores(block, scores.data());
+  for_each_turned_run(block, block.queries, block.heads, [&](const Run& run, int index, const float* turned) {
+    score_run(block, run, turned, &scores[index]);
+  });
   for (int h = 0; h < block.heads; ++h) {
     float* s = &scores[static_cast<size_t>(h) * kAttentionBlock];
     float largest = s[0];
@@ -253,9 +187,9 @@ void attention_block(const AttentionBlock& block, const AttentionPartial& out) {
   }
   std::fill_n(out.values, static_cast<size_t>(block.heads) * head_dim, 0.0F);
   std::vector<float> value(head_dim);
-  for_each_run(block, Part::kValue, [&](const Run& run, int index) {
-    for (int r = 0; r < run.count; ++r) {
-      kv_load_row(block.pages.type, Part::kValue, head_dim, run.page, run.row + r, value.data());
+  for_each_span(block, Part::kValue, [&](const std::byte* page, int row, int count, int index) {
+    for (int r = 0; r < count; ++r) {
+      kv_load_row(block.pages.type, Part::kValue, head_dim, page, row + r, value.data());
       for (int h = 0; h < block.heads; ++h) {
         const float weight = scores[static_cast<size_t>(h) * kAttentionBlock + index + r];
         float* sum = out.values + static_cast<size_t>(h) * head_dim;
@@ -294,8 +228,18 @@ bool supported() {
 }  // namespace
 
 const CpuKernels KVFOLD_PLAIN_TABLE = {
-    "plain",    supported,  quantize_row,    matmul_q8, matmul_f32, rms_norm,
-    swiglu,     attention_block, attention_combine,
+    .name = "plain",
+    .supported = supported,
+    .row_unit = 1,
+    .packed_bytes = nullptr,
+    .pack = nullptr,
+    .quantize_row = quantize_row,
+    .matmul_q8 = matmul_q8,
+    .matmul_f32 = matmul_f32,
+    .rms_norm = rms_norm,
+    .swiglu = swiglu,
+    .attention_block = attention_block,
+    .attention_combine = attention_combine,
 };
 
 }  // namespace kvfold
