@@ -1,5 +1,5 @@
-// The operations that a forward pass is made of, on whatever device does them. The forward pass (model.cpp) is written
-// once, over this interface.
+// The operations that a forward pass is made of, on whatever device does them. The forward pass (model.cpp)
+// is written once, over this interface.
 //
 // Activations are f32 matrices, row after row, in the backend's own memory; rows are the tokens of a batch.
 #pragma once
@@ -16,7 +16,8 @@ namespace kvfold {
 
 // How activations enter a matrix product.
 enum class Precision {
-  kInt8,   // quantised in groups of 32, multiplied with the weight's own integers; unquantised weights stay f32
+  kInt8,   // quantised in groups of 32, multiplied with the weight's own integers; unquantised weights stay
+           // f32
   kExact,  // f32
 };
 
@@ -41,8 +42,8 @@ struct Linear {
   float* out;
 };
 
-// Consecutive tokens of one cache in a batch. Their rows stand at slots slot .. slot + count - 1 of the cache, which may
-// already hold later ones: those are not looked at.
+// Consecutive tokens of one cache in a batch. Their rows stand at slots slot .. slot + count - 1 of the
+// cache, which may already hold later ones: those are not looked at.
 struct BatchSequence {
   const KvCache* cache;
   int slot;
@@ -72,7 +73,8 @@ class Backend {
   // out[i] = row ids[i] of the table, as f32.
   virtual void embed(const Weight& table, std::span<const TokenId> ids, float* out) = 0;
   // Each of `rows` rows of `columns` values by itself; weight [columns].
-  virtual void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon, float* out) = 0;
+  virtual void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
+                        float* out) = 0;
   // Several products of one input, x [rows][columns of the weights].
   virtual void linear(std::span<const Linear> products, const float* x, int rows) = 0;
   virtual void add(const float* x, int64_t count, float* to) = 0;

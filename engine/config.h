@@ -7,8 +7,9 @@
 
 namespace kvfold {
 
-// Which two elements of a head RoPE turns together. It is a property of how the q and k rows are stored, so of the
-// file's format as much as of the architecture: llama GGUF files hold them permuted for interleaved pairs.
+// Which two elements of a head RoPE turns together. It is a property of how the q and k rows are stored, so
+// of the file's format as much as of the architecture: llama GGUF files hold them permuted for interleaved
+// pairs.
 enum class RopePairing {
   kInterleaved,  // (2i, 2i + 1)
   kHalfSplit,    // (i, i + rotary_dim / 2)

@@ -1,5 +1,5 @@
-// The CPU backend: cuts each operation over the threads. How it is cut never shows in a result, since every output
-// element is summed whole by one thread, and attention is cut at fixed blocks of rows.
+// The CPU backend: cuts each operation over the threads. How it is cut never shows in a result, since every
+// output element is summed whole by one thread, and attention is cut at fixed blocks of rows.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -48,7 +48,9 @@ class CpuBackend final : public Backend {
   CpuBackend(const CpuKernels* kernels, const CpuOptions& options)
       : kernels_(kernels), precision_(options.precision), pool_(options.threads) {}
 
-  std::string name() const override { return fmt::format("cpu ({}, {} threads)", kernels_->name, pool_.threads()); }
+  std::string name() const override {
+    return fmt::format("cpu ({}, {} threads)", kernels_->name, pool_.threads());
+  }
 
   Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) override;
   Result<std::shared_ptr<float>> allocate(size_t count) override {
@@ -64,10 +66,12 @@ class CpuBackend final : public Backend {
     const FormatInfo& format = format_info(view.type);
     const int64_t row_bytes = view.columns / format.block_elements * format.block_bytes;
     for (size_t i = 0; i < ids.size(); ++i)
-      format.decode(view.data + ids[i] * row_bytes, out + i * view.columns, static_cast<size_t>(view.columns));
+      format.decode(view.data + ids[i] * row_bytes, out + i * view.columns,
+                    static_cast<size_t>(view.columns));
   }
 
-  void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon, float* out) override {
+  void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
+                float* out) override {
     pool_.run(rows, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r)
         kernels_->rms_norm(x + r * columns, weight, columns, epsilon, out + r * columns);
@@ -83,13 +87,14 @@ class CpuBackend final : public Backend {
     pool_.run(count / kSwigluPiece + 1, [&](int64_t begin, int64_t end, int) {
       const int64_t first = begin * kSwigluPiece;
       const int64_t last = std::min(end * kSwigluPiece, count);
-      if (first < last) kernels_->swiglu(gate + first, up + first, static_cast<int>(last - first), out + first);
+      if (first < last)
+        kernels_->swiglu(gate + first, up + first, static_cast<int>(last - first), out + first);
     });
   }
 
   void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) override;
-  void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape, const RopeView& rope,
-                 const float* q, float* out) override;
+  void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
+                 const RopeView& rope, const float* q, float* out) override;
 
  private:
   static constexpr int64_t kSwigluPiece = 1024;
@@ -157,7 +162,8 @@ void CpuBackend::product(const Linear& linear, const QuantizedView* quantized, c
     }
     if (linear.bias == nullptr) return;
     for (int t = 0; t < rows; ++t)
-      for (int64_t r = begin * unit; r < std::min(end * unit, outputs); ++r) linear.out[t * outputs + r] += linear.bias[r];
+      for (int64_t r = begin * unit; r < std::min(end * unit, outputs); ++r)
+        linear.out[t * outputs + r] += linear.bias[r];
   });
 }
 
@@ -201,8 +207,8 @@ void CpuBackend::attention(std::span<const BatchSequence> batch, int layer, cons
   }
 }
 
-void CpuBackend::attend(std::span<const Token> tokens, int layer, const AttentionShape& shape, const RopeView& rope,
-                        const float* q, float* out) {
+void CpuBackend::attend(std::span<const Token> tokens, int layer, const AttentionShape& shape,
+                        const RopeView& rope, const float* q, float* out) {
   struct Item {
     AttentionBlock block;
     AttentionPartial partial;
@@ -216,7 +222,8 @@ void CpuBackend::attend(std::span<const Token> tokens, int layer, const Attentio
   // Rows of its lane that a token sees: all but those behind its own.
   const auto visible = [&](const Token& token, int lane) {
     const KvCache& cache = *token.sequence->cache;
-    return cache.lanes().table(Part::kKey, lane).rows() - (cache.size() - token.sequence->slot - token.index - 1);
+    return cache.lanes().table(Part::kKey, lane).rows() -
+           (cache.size() - token.sequence->slot - token.index - 1);
   };
   const auto for_each = [&](auto visit) {
     for (const Token& token : tokens)
@@ -237,7 +244,9 @@ void CpuBackend::attend(std::span<const Token> tokens, int layer, const Attentio
   std::vector<Join> joins;
   for_each([&](const Token& token, int head, int lane, int rows, int n) {
     const KvCache& cache = *token.sequence->cache;
-    const int64_t at = (static_cast<int64_t>(token.sequence->row + token.index) * shape.heads + head * group) * shape.head_dim;
+    const int64_t at =
+        (static_cast<int64_t>(token.sequence->row + token.index) * shape.heads + head * group) *
+        shape.head_dim;
     const int32_t* positions = cache.rows().positions.data();
     const auto index = static_cast<int64_t>(items.size()) * group;
     joins.push_back({{largest + index, sums + index, values + index * shape.head_dim}, n, out + at});
@@ -267,7 +276,8 @@ Result<std::shared_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {
   if (kernels == nullptr) {
     std::string known;
     for (const CpuKernels* table : cpu_kernel_tables())
-      if (table->supported() && known.find(table->name) == std::string::npos) known += fmt::format(" {}", table->name);
+      if (table->supported() && known.find(table->name) == std::string::npos)
+        known += fmt::format(" {}", table->name);
     return Status::error(fmt::format("KVFOLD_CPU={}: expected one of:{}", name, known));
   }
   CpuOptions resolved = options;

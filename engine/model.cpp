@@ -44,10 +44,10 @@ Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const
   for (const auto& [from, to] : vectors) {
     KVFOLD_ASSIGN_OR_RETURN(*to, take_vector(*from));
   }
-  const std::array matrices = {
-      std::pair{&tensors.wq, &layer.wq},     std::pair{&tensors.wk, &layer.wk}, std::pair{&tensors.wv, &layer.wv},
-      std::pair{&tensors.wo, &layer.wo},     std::pair{&tensors.gate, &layer.gate},
-      std::pair{&tensors.up, &layer.up},     std::pair{&tensors.down, &layer.down}};
+  const std::array matrices = {std::pair{&tensors.wq, &layer.wq},     std::pair{&tensors.wk, &layer.wk},
+                               std::pair{&tensors.wv, &layer.wv},     std::pair{&tensors.wo, &layer.wo},
+                               std::pair{&tensors.gate, &layer.gate}, std::pair{&tensors.up, &layer.up},
+                               std::pair{&tensors.down, &layer.down}};
   for (const auto& [from, to] : matrices) {
     KVFOLD_ASSIGN_OR_RETURN(*to, backend_->prepare(*from));
   }
@@ -86,8 +86,8 @@ void Model::reserve_rope(std::span<const BatchSequence> batch) {
   }
 }
 
-// The pre-norm transformer of Llama (Touvron et al. 2023): each layer adds attention and then a gated feed-forward
-// network to the residual stream.
+// The pre-norm transformer of Llama (Touvron et al. 2023): each layer adds attention and then a gated
+// feed-forward network to the residual stream.
 void Model::forward(std::span<const TokenId> tokens, std::span<const BatchSequence> batch, Activations& a) {
   const auto rows = static_cast<int>(tokens.size());
   KVFOLD_CHECK(rows <= a.rows);
@@ -99,10 +99,11 @@ void Model::forward(std::span<const TokenId> tokens, std::span<const BatchSequen
   }
 }
 
-void Model::attention_block(const LayerWeights& layer, int index, int rows, std::span<const BatchSequence> batch,
-                            Activations& a) const {
+void Model::attention_block(const LayerWeights& layer, int index, int rows,
+                            std::span<const BatchSequence> batch, Activations& a) const {
   const ModelConfig& c = config();
-  backend_->rms_norm(a.x.get(), rows, c.model_dim, layer.attention_norm.get(), c.norm_epsilon, a.normed.get());
+  backend_->rms_norm(a.x.get(), rows, c.model_dim, layer.attention_norm.get(), c.norm_epsilon,
+                     a.normed.get());
   const std::array qkv = {Linear{layer.wq.get(), layer.bq.get(), a.q.get()},
                           Linear{layer.wk.get(), layer.bk.get(), a.k.get()},
                           Linear{layer.wv.get(), layer.bv.get(), a.v.get()}};
@@ -110,10 +111,13 @@ void Model::attention_block(const LayerWeights& layer, int index, int rows, std:
   if (layer.q_norm)
     backend_->rms_norm(a.q.get(), rows * c.heads, c.head_dim, layer.q_norm.get(), c.norm_epsilon, a.q.get());
   if (layer.k_norm)
-    backend_->rms_norm(a.k.get(), rows * c.kv_heads, c.head_dim, layer.k_norm.get(), c.norm_epsilon, a.k.get());
-  // Keys go to the cache as they are: RoPE turns them when they are read, by whatever position the row has then.
+    backend_->rms_norm(a.k.get(), rows * c.kv_heads, c.head_dim, layer.k_norm.get(), c.norm_epsilon,
+                       a.k.get());
+  // Keys go to the cache as they are: RoPE turns them when they are read, by whatever position the row has
+  // then.
   backend_->store_kv(batch, index, a.k.get(), a.v.get());
-  backend_->attention(batch, index, {c.heads, c.kv_heads, c.head_dim}, rope_.view(), a.q.get(), a.attended.get());
+  backend_->attention(batch, index, {c.heads, c.kv_heads, c.head_dim}, rope_.view(), a.q.get(),
+                      a.attended.get());
   const std::array out = {Linear{layer.wo.get(), nullptr, a.residual.get()}};
   backend_->linear(out, a.attended.get(), rows);
   backend_->add(a.residual.get(), static_cast<int64_t>(rows) * c.model_dim, a.x.get());
@@ -135,8 +139,9 @@ void Model::logits(std::span<const int> rows, Activations& a) const {
   const ModelConfig& c = config();
   KVFOLD_CHECK(rows.size() <= kLogitRows);
   for (size_t i = 0; i < rows.size(); ++i)
-    backend_->rms_norm(a.x.get() + static_cast<int64_t>(rows[i]) * c.model_dim, 1, c.model_dim, output_norm_.get(),
-                       c.norm_epsilon, a.normed.get() + static_cast<int64_t>(i) * c.model_dim);
+    backend_->rms_norm(a.x.get() + static_cast<int64_t>(rows[i]) * c.model_dim, 1, c.model_dim,
+                       output_norm_.get(), c.norm_epsilon,
+                       a.normed.get() + static_cast<int64_t>(i) * c.model_dim);
   const std::array out = {Linear{output_ ? output_.get() : embedding_.get(), nullptr, a.logits.get()}};
   backend_->linear(out, a.normed.get(), static_cast<int>(rows.size()));
 }

@@ -13,12 +13,13 @@ namespace kvfold {
 
 // One layer's weights; pointers to f32 vectors are in backend memory, null where the architecture has none.
 struct LayerWeights {
-  std::shared_ptr<float> attention_norm;    // [model_dim]
-  std::unique_ptr<Weight> wq, wk, wv, wo;   // [heads * head_dim, model_dim], [kv_heads * head_dim, model_dim] x2, [model_dim, heads * head_dim]
-  std::shared_ptr<float> bq, bk, bv;        // [rows of the weight]
-  std::shared_ptr<float> q_norm, k_norm;    // [head_dim]
-  std::shared_ptr<float> ffn_norm;          // [model_dim]
-  std::unique_ptr<Weight> gate, up, down;   // [ffn_dim, model_dim] x2, [model_dim, ffn_dim]
+  std::shared_ptr<float> attention_norm;   // [model_dim]
+  std::unique_ptr<Weight> wq, wk, wv, wo;  // [heads * head_dim, model_dim], [kv_heads * head_dim, model_dim]
+                                           // x2, [model_dim, heads * head_dim]
+  std::shared_ptr<float> bq, bk, bv;       // [rows of the weight]
+  std::shared_ptr<float> q_norm, k_norm;   // [head_dim]
+  std::shared_ptr<float> ffn_norm;         // [model_dim]
+  std::unique_ptr<Weight> gate, up, down;  // [ffn_dim, model_dim] x2, [model_dim, ffn_dim]
 };
 
 // Activations of one batch, for at most `rows` tokens; backend memory.
@@ -46,9 +47,11 @@ class Model {
 
   Result<Activations> make_activations(int rows) const;
 
-  // Computes the rows of `tokens`, which their caches have already grown, and leaves the last layer's output in
-  // activations.x. REQUIRES: tokens.size() <= activations.rows, ids in the vocabulary, `batch` covers the tokens in order.
-  void forward(std::span<const TokenId> tokens, std::span<const BatchSequence> batch, Activations& activations);
+  // Computes the rows of `tokens`, which their caches have already grown, and leaves the last layer's output
+  // in activations.x. REQUIRES: tokens.size() <= activations.rows, ids in the vocabulary, `batch` covers the
+  // tokens in order.
+  void forward(std::span<const TokenId> tokens, std::span<const BatchSequence> batch,
+               Activations& activations);
   // Logits [rows.size(), vocab_size] of some rows of activations.x, in activations.logits.
   // REQUIRES: rows.size() <= kLogitRows.
   void logits(std::span<const int> rows, Activations& activations) const;

@@ -1,4 +1,5 @@
-// What a loader hands to the engine: a checked description of a model whose tensors still lie in the mapped file.
+// What a loader hands to the engine: a checked description of a model whose tensors still lie in the mapped
+// file.
 #pragma once
 
 #include <memory>
@@ -16,24 +17,26 @@ namespace kvfold {
 
 // Names of a layer's tensors; every file format's names are mapped to these roles by its loader.
 struct LayerTensors {
-  MatrixView attention_norm;      // [1, model_dim] f32
-  MatrixView wq, wk, wv, wo;      // [heads * head_dim, model_dim], [kv_heads * head_dim, model_dim] x2, [model_dim, heads * head_dim]
-  MatrixView bq, bk, bv;          // [1, rows of the weight] f32; data == nullptr where the architecture has none
-  MatrixView q_norm, k_norm;      // [1, head_dim] f32, per-head norm; data == nullptr where there is none
-  MatrixView ffn_norm;            // [1, model_dim] f32
-  MatrixView gate, up, down;      // [ffn_dim, model_dim] x2, [model_dim, ffn_dim]
+  MatrixView attention_norm;  // [1, model_dim] f32
+  MatrixView wq, wk, wv, wo;  // [heads * head_dim, model_dim], [kv_heads * head_dim, model_dim] x2,
+                              // [model_dim, heads * head_dim]
+  MatrixView bq, bk, bv;      // [1, rows of the weight] f32; data == nullptr where the architecture has none
+  MatrixView q_norm, k_norm;  // [1, head_dim] f32, per-head norm; data == nullptr where there is none
+  MatrixView ffn_norm;        // [1, model_dim] f32
+  MatrixView gate, up, down;  // [ffn_dim, model_dim] x2, [model_dim, ffn_dim]
 };
 
 struct ModelSource {
   std::string path;
   ModelConfig config;
   VocabularySource vocabulary;
-  MatrixView embedding;           // [vocab_size, model_dim]
-  MatrixView output_norm;         // [1, model_dim] f32
-  MatrixView output;              // [vocab_size, model_dim]; the embedding itself where tied
+  MatrixView embedding;    // [vocab_size, model_dim]
+  MatrixView output_norm;  // [1, model_dim] f32
+  MatrixView output;       // [vocab_size, model_dim]; the embedding itself where tied
   bool tied_output = false;
   std::vector<LayerTensors> layers;
-  std::string fingerprint;        // 16 hex digits: XXH3-64 of the configuration and of every tensor's name, type, shape and bytes sampled
+  std::string fingerprint;  // 16 hex digits: XXH3-64 of the configuration and of every tensor's name, type,
+                            // shape and bytes sampled
   std::shared_ptr<const void> storage;  // keeps every view above alive (the file's mapping)
 };
 

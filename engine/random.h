@@ -1,4 +1,5 @@
-// A small counter-free generator whose stream is the same on every machine: SplitMix64 (Steele, Lea, Flood 2014).
+// A small counter-free generator whose stream is the same on every machine: SplitMix64 (Steele, Lea, Flood
+// 2014).
 #pragma once
 
 #include <cmath>
@@ -41,6 +42,8 @@ class Random {
 };
 
 // A seed for a stream of its own, from a seed and what the stream is for.
-inline uint64_t derive_seed(uint64_t seed, uint64_t stream) { return Random(seed ^ (stream * 0xD1342543DE82EF95U)).next(); }
+inline uint64_t derive_seed(uint64_t seed, uint64_t stream) {
+  return Random(seed ^ (stream * 0xD1342543DE82EF95U)).next();
+}
 
 }  // namespace kvfold

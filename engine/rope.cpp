@@ -11,11 +11,13 @@ constexpr int64_t kMostDistances = 1 << 17;
 
 }  // namespace
 
-RopeTables::RopeTables(const ModelConfig& config) : interleaved_(config.rope_pairing == RopePairing::kInterleaved) {
+RopeTables::RopeTables(const ModelConfig& config)
+    : interleaved_(config.rope_pairing == RopePairing::kInterleaved) {
   const int pairs = config.rotary_dim / 2;
   for (int i = 0; i < pairs; ++i) {
     const double factor = config.rope_factors.empty() ? 1.0 : config.rope_factors[i];
-    frequencies_.push_back(std::pow(static_cast<double>(config.rope_base), -2.0 * i / config.rotary_dim) / factor);
+    frequencies_.push_back(std::pow(static_cast<double>(config.rope_base), -2.0 * i / config.rotary_dim) /
+                           factor);
   }
   for (int i = 0; i < pairs; ++i)
     for (int j = 0; j < kPageRows; ++j) {
@@ -41,8 +43,8 @@ void RopeTables::reserve(int64_t distance) {
 RopeView RopeTables::view() const {
   const size_t pairs = frequencies_.size();
   const size_t distances = pairs == 0 ? 0 : query_cos_.size() / pairs;
-  return {key_cos_.data(),   key_sin_.data(),    query_cos_.data(),
-          query_sin_.data(), frequencies_.data(), static_cast<int>(distances),
+  return {key_cos_.data(),         key_sin_.data(),     query_cos_.data(),
+          query_sin_.data(),       frequencies_.data(), static_cast<int>(distances),
           static_cast<int>(pairs), interleaved_};
 }
 

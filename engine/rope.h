@@ -1,4 +1,5 @@
-// Tables for rotary position embedding (Su et al. 2021), in the two-step form that kernels/cpu/cpu.h describes.
+// Tables for rotary position embedding (Su et al. 2021), in the two-step form that kernels/cpu/cpu.h
+// describes.
 #pragma once
 
 #include <vector>
@@ -12,7 +13,8 @@ class RopeTables {
  public:
   explicit RopeTables(const ModelConfig& config);
 
-  // Makes the table reach distances up to `distance`, or to a bound past which kernels compute angles themselves.
+  // Makes the table reach distances up to `distance`, or to a bound past which kernels compute angles
+  // themselves.
   void reserve(int64_t distance);
   RopeView view() const;
 

@@ -6,7 +6,9 @@
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <utility>
+
+#include "engine/printable.h"
 
 namespace kvfold {
 namespace {
@@ -28,14 +30,25 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   bool null() override { return refuse("null"); }
   bool boolean(bool) override { return refuse("a boolean"); }
-  bool number_integer(number_integer_t value) override { return refuse(fmt::format("the negative number {}", value)); }
-  bool number_float(number_float_t, const string_t& text) override { return refuse(fmt::format("the number {}", text.substr(0, 40))); }
+  bool number_integer(number_integer_t value) override {
+    return refuse(fmt::format("the negative number {}", value));
+  }
+  bool number_float(number_float_t, const string_t& text) override {
+    return refuse(fmt::format("the number {}", printable(text)));
+  }
   bool binary(binary_t&) override { return refuse("binary data"); }
 
   bool number_unsigned(number_unsigned_t value) override {
-    if (state_ == State::kShape) entries_at().shape.push_back(value);
-    if (state_ == State::kOffsets) entries_at().offsets.push_back(value);
-    return state_ == State::kShape || state_ == State::kOffsets || refuse(fmt::format("the number {}", value));
+    if (state_ != State::kShape && state_ != State::kOffsets)
+      return refuse(fmt::format("the number {}", value));
+    const bool shape = state_ == State::kShape;
+    std::vector<uint64_t>& list = shape ? entry_->shape : entry_->offsets;
+    const size_t most = shape ? kMostSafetensorsDimensions : 2;
+    if (list.size() == most)
+      return fail(fmt::format("'{}': {}: found more than {} numbers", printable(tensor_),
+                              shape ? "shape" : "data_offsets", most));
+    list.push_back(value);
+    return true;
   }
 
   bool string(string_t& value) override {
@@ -45,7 +58,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       return true;
     }
     if (state_ == State::kDtype) {
-      entries_at().dtype = value;
+      entry_->dtype = value;
       state_ = State::kTensor;
       return true;
     }
@@ -54,24 +67,31 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   bool start_object(size_t) override {
     switch (state_) {
-      case State::kBegin: state_ = State::kTop; return true;
-      case State::kTopValue: state_ = tensor_ == "__metadata__" ? State::kMetadata : State::kTensor; return true;
-      default: return refuse("an object");
+      case State::kBegin:
+        state_ = State::kTop;
+        return true;
+      case State::kTopValue:
+        state_ = tensor_ == "__metadata__" ? State::kMetadata : State::kTensor;
+        return true;
+      default:
+        return refuse("an object");
     }
   }
   bool end_object() override {
     if (state_ == State::kTensor) {
-      const Entry& entry = entries_at();
-      if (!entry.has_dtype || !entry.has_shape || !entry.has_offsets)
-        return fail(fmt::format("'{}': expected dtype, shape and data_offsets", shown(tensor_)));
+      if (!entry_->has_dtype || !entry_->has_shape || !entry_->has_offsets)
+        return fail(fmt::format("'{}': expected dtype, shape and data_offsets", printable(tensor_)));
     }
     state_ = state_ == State::kTop ? State::kEnd : State::kTop;
     return true;
   }
   bool start_array(size_t) override {
-    if (state_ == State::kShapeBegin) state_ = State::kShape;
-    else if (state_ == State::kOffsetsBegin) state_ = State::kOffsets;
-    else return refuse("an array");
+    if (state_ == State::kShapeBegin)
+      state_ = State::kShape;
+    else if (state_ == State::kOffsetsBegin)
+      state_ = State::kOffsets;
+    else
+      return refuse("an array");
     return true;
   }
   bool end_array() override {
@@ -83,14 +103,21 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     if (state_ == State::kTop) {
       tensor_ = name;
       state_ = State::kTopValue;
-      if (!top_keys_.insert(name).second) return fail(fmt::format("key '{}' stands twice", shown(name)));
-      if (name != "__metadata__") entries[name];
-      return true;
+      bool first = false;
+      if (name == "__metadata__") {
+        first = !std::exchange(has_metadata_, true);
+      } else {
+        const auto [at, added] = entries.try_emplace(name);
+        entry_ = &at->second;
+        first = added;
+      }
+      return first || fail(fmt::format("key '{}' stands twice", printable(name)));
     }
     if (state_ == State::kMetadata) {
       key_ = name;
       state_ = State::kMetadataValue;
-      return !metadata.contains(name) || fail(fmt::format("__metadata__ key '{}' stands twice", shown(name)));
+      return !metadata.contains(name) ||
+             fail(fmt::format("__metadata__ key '{}' stands twice", printable(name)));
     }
     return tensor_key(name);
   }
@@ -99,26 +126,31 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return fail(fmt::format("header is not JSON near offset {}", kPrefix + position));
   }
 
-  static std::string shown(const std::string& name) {
-    std::string out;
-    for (const char c : name.substr(0, 80)) out += c >= ' ' && c < 127 ? c : '?';
-    return out;
-  }
-
  private:
   enum class State {
-    kBegin, kTop, kTopValue, kMetadata, kMetadataValue, kTensor, kDtype, kShapeBegin, kShape, kOffsetsBegin, kOffsets, kEnd
+    kBegin,
+    kTop,
+    kTopValue,
+    kMetadata,
+    kMetadataValue,
+    kTensor,
+    kDtype,
+    kShapeBegin,
+    kShape,
+    kOffsetsBegin,
+    kOffsets,
+    kEnd
   };
 
-  Entry& entries_at() { return entries[tensor_]; }
-
   bool tensor_key(const std::string& name) {
-    Entry& entry = entries_at();
-    bool* seen = name == "dtype" ? &entry.has_dtype : name == "shape" ? &entry.has_shape
-                 : name == "data_offsets" ? &entry.has_offsets : nullptr;
+    bool* seen = name == "dtype"          ? &entry_->has_dtype
+                 : name == "shape"        ? &entry_->has_shape
+                 : name == "data_offsets" ? &entry_->has_offsets
+                                          : nullptr;
     if (seen == nullptr)
-      return fail(fmt::format("'{}': found key '{}', expected dtype, shape and data_offsets", shown(tensor_), shown(name)));
-    if (*seen) return fail(fmt::format("'{}': key '{}' stands twice", shown(tensor_), name));
+      return fail(fmt::format("'{}': found key '{}', expected dtype, shape and data_offsets",
+                              printable(tensor_), printable(name)));
+    if (*seen) return fail(fmt::format("'{}': key '{}' stands twice", printable(tensor_), name));
     *seen = true;
     state_ = name == "dtype" ? State::kDtype : name == "shape" ? State::kShapeBegin : State::kOffsetsBegin;
     return true;
@@ -129,39 +161,55 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
   bool refuse(const std::string& found) {
-    const std::string where = tensor_.empty() ? "header" : fmt::format("'{}'", shown(tensor_));
+    std::string where = state_ == State::kBegin ? "header" : fmt::format("'{}'", printable(tensor_));
+    if (state_ == State::kMetadataValue) where += fmt::format(": '{}'", printable(key_));
     const char* expected = "another kind of value";
     switch (state_) {
-      case State::kBegin: expected = "an object"; break;
-      case State::kTopValue: expected = "an object"; break;
+      case State::kBegin:
+        expected = "an object";
+        break;
+      case State::kTopValue:
+        expected = "an object";
+        break;
       case State::kMetadataValue:
-      case State::kDtype: expected = "a string"; break;
+      case State::kDtype:
+        expected = "a string";
+        break;
       case State::kShapeBegin:
-      case State::kOffsetsBegin: expected = "an array"; break;
+      case State::kOffsetsBegin:
+        expected = "an array";
+        break;
       case State::kShape:
-      case State::kOffsets: expected = "integers from 0 to 2^64 - 1"; break;
-      default: break;
+      case State::kOffsets:
+        expected = "integers from 0 to 2^64 - 1";
+        break;
+      default:
+        break;
     }
     return fail(fmt::format("{}: found {}, expected {}", where, found, expected));
   }
 
   State state_ = State::kBegin;
-  std::string tensor_, key_;
-  std::set<std::string> top_keys_;
+  std::string tensor_, key_;  // last key at the top level and below __metadata__
+  Entry* entry_ = nullptr;    // of tensor_, where that is a tensor
+  bool has_metadata_ = false;
 };
 
-Status fail(const std::string& path, const std::string& message) { return Status::error(path + ": " + message); }
+Status fail(const std::string& path, const std::string& message) {
+  return Status::error(path + ": " + message);
+}
 
 // Checks one entry and makes the tensor of it.
 Status make_tensor(const std::string& path, const std::string& name, const HeaderReader::Entry& entry,
                    std::span<const std::byte> data, SafetensorsTensor& out) {
-  const std::string where = fmt::format("tensor '{}'", HeaderReader::shown(name));
+  const std::string where = fmt::format("tensor '{}'", printable(name));
   const auto element = static_cast<uint64_t>(safetensors_element_bytes(entry.dtype));
-  if (element == 0) return fail(path, fmt::format("{}: unknown dtype '{}'", where, HeaderReader::shown(entry.dtype)));
+  if (element == 0) return fail(path, fmt::format("{}: unknown dtype '{}'", where, printable(entry.dtype)));
   uint64_t size = element;
   for (const uint64_t n : entry.shape) {
     constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
-    if (n > kMost || (n != 0 && size > kMost / n)) return fail(path, where + ": its shape's product overflows");
+    if (n > kMost || (n != 0 && size > kMost / n))
+      return fail(path, where + ": its shape's product overflows");
     size *= n;
     out.shape.push_back(static_cast<int64_t>(n));
   }
@@ -170,13 +218,20 @@ Status make_tensor(const std::string& path, const std::string& name, const Heade
   const uint64_t begin = entry.offsets[0];
   const uint64_t end = entry.offsets[1];
   if (begin > end || end > data.size())
-    return fail(path, fmt::format("{}: found data_offsets [{}, {}], expected a range in [0, {}]", where, begin, end,
-                                  data.size()));
+    return fail(path, fmt::format("{}: found data_offsets [{}, {}], expected a range in [0, {}]", where,
+                                  begin, end, data.size()));
   if (end - begin != size)
-    return fail(path, fmt::format("{}: found {} bytes of data, expected {} by dtype and shape", where, end - begin, size));
+    return fail(path, fmt::format("{}: found {} bytes of data, expected {} by dtype and shape", where,
+                                  end - begin, size));
   out.dtype = entry.dtype;
   out.bytes = data.subspan(begin, size);
   return {};
+}
+
+uint64_t tensor_bytes(const SafetensorsEntry& tensor) {
+  auto size = static_cast<uint64_t>(safetensors_element_bytes(tensor.dtype));
+  for (const int64_t n : tensor.shape) size *= static_cast<uint64_t>(n);
+  return size;
 }
 
 }  // namespace
@@ -192,12 +247,18 @@ int safetensors_element_bytes(std::string_view dtype) {
 
 Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, const std::string& path) {
   uint64_t length = 0;
-  if (bytes.size() < kPrefix) return fail(path, fmt::format("found {} bytes, expected at least {}", bytes.size(), kPrefix));
+  if (bytes.size() < kPrefix)
+    return fail(path, fmt::format("found {} bytes, expected at least {}", bytes.size(), kPrefix));
   std::memcpy(&length, bytes.data(), sizeof length);
   const uint64_t most = std::min<uint64_t>(bytes.size() - kPrefix, kMostHeader);
-  if (length > most) return fail(path, fmt::format("header length at offset 0: found {}, expected at most {}", length, most));
+  if (length > most)
+    return fail(path, fmt::format("header length at offset 0: found {}, expected at most {}", length, most));
   const auto* text = reinterpret_cast<const char*>(bytes.data()) + kPrefix;
   if (length == 0 || text[0] != '{') return fail(path, "header at offset 8: expected it to begin with '{'");
+  // The JSON parser takes a null byte for the end of its input.
+  if (const void* null = std::memchr(text, 0, length); null != nullptr)
+    return fail(path, fmt::format("header: found a null byte at offset {}, expected JSON",
+                                  static_cast<const char*>(null) - text + kPrefix));
   HeaderReader reader;
   const bool parsed = nlohmann::json::sax_parse(text, text + length, &reader);
   if (!parsed) return fail(path, reader.error.empty() ? "header is not JSON" : reader.error);
@@ -205,7 +266,7 @@ Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, cons
   SafetensorsFile file;
   file.metadata = std::move(reader.metadata);
   const std::span<const std::byte> data = bytes.subspan(kPrefix + length);
-  std::vector<std::pair<std::span<const std::byte>, std::string>> ranges;
+  std::vector<std::pair<std::span<const std::byte>, std::string_view>> ranges;
   for (const auto& [name, entry] : reader.entries) {
     SafetensorsTensor tensor;
     KVFOLD_RETURN_IF_ERROR(make_tensor(path, name, entry, data, tensor));
@@ -219,7 +280,7 @@ Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, cons
   for (const auto& [range, name] : ranges) {
     const auto begin = static_cast<size_t>(range.data() - data.data());
     if (begin != end)
-      return fail(path, fmt::format("tensor '{}': its data begins at {}, expected {}: no {}", HeaderReader::shown(name),
+      return fail(path, fmt::format("tensor '{}': its data begins at {}, expected {}: no {}", printable(name),
                                     begin, end, begin < end ? "overlap" : "hole"));
     end = begin + range.size();
   }
@@ -230,20 +291,27 @@ Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, cons
 
 Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
                          std::span<const SafetensorsEntry> tensors) {
-  nlohmann::ordered_json header;
-  header["__metadata__"] = metadata;
+  const auto dump = [](const nlohmann::json& value) {
+    return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  };
+  std::string text = "{\"__metadata__\":" + dump(metadata);
   uint64_t at = 0;
   for (const SafetensorsEntry& tensor : tensors) {
-    header[tensor.name] = {
-        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.bytes.size()}}};
-    at += tensor.bytes.size();
+    const uint64_t end = at + tensor_bytes(tensor);
+    text += fmt::format(",{}:{{\"dtype\":{},\"shape\":{},\"data_offsets\":[{},{}]}}", dump(tensor.name),
+                        dump(tensor.dtype), dump(tensor.shape), at, end);
+    at = end;
   }
-  std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  text += '}';
   text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
   const uint64_t length = text.size();
   KVFOLD_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(&length, 1))));
   KVFOLD_RETURN_IF_ERROR(file.write(text));
-  for (const SafetensorsEntry& tensor : tensors) KVFOLD_RETURN_IF_ERROR(file.write(tensor.bytes));
+  for (const SafetensorsEntry& tensor : tensors) {
+    const std::span<const std::byte> bytes = tensor.bytes();
+    KVFOLD_CHECK(bytes.size() == tensor_bytes(tensor));
+    KVFOLD_RETURN_IF_ERROR(file.write(bytes));
+  }
   return {};
 }
 

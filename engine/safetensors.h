@@ -1,11 +1,13 @@
-// The safetensors format: a length, a JSON header, the tensors' bytes. About the format alone: what the tensors mean is
-// its users' business (cache files here, checkpoints in the loaders).
+// The safetensors format: a length, a JSON header, the tensors' bytes. About the format alone: what the
+// tensors mean is its users' business (cache files here, checkpoints in the loaders).
 //
-// Source: huggingface/safetensors, README "Format". Read strictly: a file that this reader takes has one meaning.
+// Source: huggingface/safetensors, README "Format". Read strictly: a file that this reader takes has one
+// meaning.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -17,8 +19,10 @@
 
 namespace kvfold {
 
+inline constexpr size_t kMostSafetensorsDimensions = 64;  // numpy's and torch's own limit
+
 struct SafetensorsTensor {
-  std::string dtype;           // "F16", "F32", "I8", ...
+  std::string dtype;  // "F16", "F32", "I8", ...
   std::vector<int64_t> shape;
   std::span<const std::byte> bytes;
 };
@@ -28,10 +32,11 @@ struct SafetensorsFile {
   std::map<std::string, SafetensorsTensor> tensors;
 };
 
-// Reads a whole file's bytes; the tensors point into them. Checked: the header's length (up to 100 MB and within the
-// file), that it is one UTF-8 JSON object without a repeated key at any level, known dtypes, shapes of non-negative
-// integers, ranges that hold exactly what the shape says, and that these cover the data without hole or overlap.
-// Errors: one line that names `path` and the key or offset.
+// Reads a whole file's bytes; the tensors point into them. Checked: the header's length (up to 100 MB and
+// within the file), that it is one UTF-8 JSON object without a repeated key at any level, known dtypes,
+// shapes of non-negative integers (up to kMostSafetensorsDimensions), ranges that hold exactly what the shape
+// says, and that these cover the data without hole or overlap. Errors: one line that names `path` and the key
+// or offset.
 Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, const std::string& path);
 
 // Bytes of one element; 0 for an unknown dtype.
@@ -42,10 +47,13 @@ struct SafetensorsEntry {
   std::string name;
   std::string dtype;
   std::vector<int64_t> shape;
-  std::span<const std::byte> bytes;
+  // Called once, when the tensor's turn comes; the bytes are read before the next entry's are asked for.
+  // REQUIRES: as many bytes as dtype and shape say.
+  std::function<std::span<const std::byte>()> bytes;
 };
 
-// Writes header and tensors, in the given order.
+// Writes header and tensors, in the given order. Names and metadata that are not UTF-8 are written with
+// U+FFFD in place of what is wrong. REQUIRES: no name twice, none "__metadata__".
 Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
                          std::span<const SafetensorsEntry> tensors);
 

@@ -41,13 +41,17 @@ TokenId Sampler::sample(std::span<const float> logits) {
   size_t kept = order_.size();
   if (options_.top_k > 0) kept = std::min(kept, static_cast<size_t>(options_.top_k));
   // Equal logits are ordered by id, so that a seed gives the same text everywhere.
-  const auto likelier = [&](TokenId a, TokenId b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-  std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(kept), order_.end(), likelier);
+  const auto likelier = [&](TokenId a, TokenId b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  };
+  std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(kept), order_.end(),
+                    likelier);
 
   weights_.resize(kept);
   double total = 0;
   for (size_t i = 0; i < kept; ++i)
-    total += weights_[i] = std::exp((static_cast<double>(logits[order_[i]]) - logits[order_[0]]) / options_.temperature);
+    total += weights_[i] =
+        std::exp((static_cast<double>(logits[order_[i]]) - logits[order_[0]]) / options_.temperature);
   if (options_.top_p < 1) {
     double reached = 0;
     size_t n = 0;

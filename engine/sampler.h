@@ -12,7 +12,7 @@ namespace kvfold {
 struct SamplerOptions {
   float temperature = 0;  // 0: greedy
   int top_k = 0;          // keep the k likeliest; 0: all
-  float top_p = 1;        // then keep the likeliest whose probabilities reach p together (Holtzman et al. 2020)
+  float top_p = 1;  // then keep the likeliest whose probabilities reach p together (Holtzman et al. 2020)
   uint64_t seed = 0;
 };
 

@@ -14,13 +14,16 @@ Session::Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> 
       activations_(std::move(activations)),
       options_(options) {}
 
-Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<Model> model, const SessionOptions& options) {
-  if (options.chunk < 1) return Status::error(fmt::format("chunk {}: expected at least 1 token", options.chunk));
+Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<Model> model,
+                                                 const SessionOptions& options) {
+  if (options.chunk < 1)
+    return Status::error(fmt::format("chunk {}: expected at least 1 token", options.chunk));
   const ModelSource& source = model->source();
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const Tokenizer> tokenizer,
                           Tokenizer::create(source.vocabulary, source.storage));
-  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<PagePool> pool,
-                          PagePool::create(options.cache_type, model->config().head_dim, options.cache_bytes));
+  KVFOLD_ASSIGN_OR_RETURN(
+      std::shared_ptr<PagePool> pool,
+      PagePool::create(options.cache_type, model->config().head_dim, options.cache_bytes));
   KVFOLD_ASSIGN_OR_RETURN(Activations activations, model->make_activations(options.chunk));
   return std::unique_ptr<Session>(
       new Session(std::move(model), std::move(tokenizer), std::move(pool), std::move(activations), options));
@@ -35,8 +38,8 @@ Status Session::check(std::span<const Feed> feeds) const {
       return Status::error("feed: the cache is of another session or of another model's shape");
     for (const TokenId id : feed.tokens) {
       if (id < 0 || id >= model_->config().vocab_size)
-        return Status::error(
-            fmt::format("feed: token id {} is outside the vocabulary, 0-{}", id, model_->config().vocab_size - 1));
+        return Status::error(fmt::format("feed: token id {} is outside the vocabulary, 0-{}", id,
+                                         model_->config().vocab_size - 1));
     }
   }
   return {};
@@ -74,8 +77,8 @@ Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink) {
   return {};
 }
 
-void Session::compute(std::span<const Feed> feeds, std::span<const int> first_slots, std::span<const Piece> pieces,
-                      const LogitsSink& sink) {
+void Session::compute(std::span<const Feed> feeds, std::span<const int> first_slots,
+                      std::span<const Piece> pieces, const LogitsSink& sink) {
   std::vector<TokenId> tokens;
   std::vector<BatchSequence> batch;
   struct Asked {
@@ -112,8 +115,9 @@ Result<std::vector<float>> Session::feed(KvCache& cache, std::span<const TokenId
   if (tokens.empty()) return Status::error("feed: no tokens");
   std::vector<float> out;
   const Feed feed{&cache, tokens, Wanted::kLast};
-  KVFOLD_RETURN_IF_ERROR(this->feed(
-      std::span(&feed, 1), [&](int, int, std::span<const float> logits) { out.assign(logits.begin(), logits.end()); }));
+  KVFOLD_RETURN_IF_ERROR(this->feed(std::span(&feed, 1), [&](int, int, std::span<const float> logits) {
+    out.assign(logits.begin(), logits.end());
+  }));
   return out;
 }
 

@@ -31,8 +31,8 @@ struct Feed {
   Wanted wanted = Wanted::kLast;
 };
 
-// Receives logits [vocab_size] of token `token` of feed `feed`, in order of tokens within a feed. The span lives for the
-// call alone.
+// Receives logits [vocab_size] of token `token` of feed `feed`, in order of tokens within a feed. The span
+// lives for the call alone.
 using LogitsSink = std::function<void(int feed, int token, std::span<const float> logits)>;
 
 class Session {
@@ -44,16 +44,16 @@ class Session {
   const std::shared_ptr<PagePool>& pool() const { return pool_; }
   KvCache make_cache() const { return KvCache(pool_, model_->cache_shape()); }
 
-  // Feeds several caches as one batch. A cache may appear once. Each one's bits are the same as when it is fed alone, in
-  // any chunks. Errors: a token id outside the vocabulary, a cache of another pool or shape, the pool exhausted; every
-  // cache is then as it was.
+  // Feeds several caches as one batch. A cache may appear once. Each one's bits are the same as when it is
+  // fed alone, in any chunks. Errors: a token id outside the vocabulary, a cache of another pool or shape,
+  // the pool exhausted; every cache is then as it was.
   Status feed(std::span<const Feed> feeds, const LogitsSink& sink);
   // Feeds one cache and returns the logits after the last token. Errors: as above, or no tokens.
   Result<std::vector<float>> feed(KvCache& cache, std::span<const TokenId> tokens);
 
  private:
-  Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer, std::shared_ptr<PagePool> pool,
-          Activations activations, const SessionOptions& options);
+  Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+          std::shared_ptr<PagePool> pool, Activations activations, const SessionOptions& options);
   Status check(std::span<const Feed> feeds) const;
   struct Piece {
     int feed;

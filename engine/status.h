@@ -1,8 +1,8 @@
 // Status and Result: how library code reports what went wrong with a file, an argument or a resource.
 //
 // Library code never prints and never exits. A failure carries one line, made for the person at the terminal:
-// which file, at which offset or key, what was found, what was expected. Broken invariants of our own code are
-// not errors but bugs, and stop the program through KVFOLD_CHECK.
+// which file, at which offset or key, what was found, what was expected. Broken invariants of our own code
+// are not errors but bugs, and stop the program through KVFOLD_CHECK.
 #pragma once
 
 #include <cstdio>
@@ -35,7 +35,7 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}        // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
   Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     if (status_.ok()) status_ = Status::error("Result made from a success without a value");
   }
@@ -60,23 +60,24 @@ class [[nodiscard]] Result {
 #define KVFOLD_CONCAT(a, b) KVFOLD_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function when `expr` (a Status) is a failure.
-#define KVFOLD_RETURN_IF_ERROR(expr)                      \
-  do {                                                    \
+#define KVFOLD_RETURN_IF_ERROR(expr)                                                        \
+  do {                                                                                      \
     if (::kvfold::Status kvfold_status = (expr); !kvfold_status.ok()) return kvfold_status; \
   } while (false)
 
 // KVFOLD_ASSIGN_OR_RETURN(auto x, make_x()): x is the value, or the enclosing function returns the failure.
-#define KVFOLD_ASSIGN_OR_RETURN(lhs, expr) KVFOLD_ASSIGN_OR_RETURN_IMPL(KVFOLD_CONCAT(result_, __LINE__), lhs, expr)
+#define KVFOLD_ASSIGN_OR_RETURN(lhs, expr) \
+  KVFOLD_ASSIGN_OR_RETURN_IMPL(KVFOLD_CONCAT(result_, __LINE__), lhs, expr)
 #define KVFOLD_ASSIGN_OR_RETURN_IMPL(result, lhs, expr) \
   auto result = (expr);                                 \
   if (!result.ok()) return result.status();             \
   lhs = std::move(result.value())
 
 // Stops the program: an invariant of this code base does not hold, whatever the input was.
-#define KVFOLD_CHECK(condition)                                                                       \
-  do {                                                                                                \
-    if (!(condition)) {                                                                               \
-      std::fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__, #condition);          \
-      std::abort();                                                                                   \
-    }                                                                                                 \
+#define KVFOLD_CHECK(condition)                                                              \
+  do {                                                                                       \
+    if (!(condition)) {                                                                      \
+      std::fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                          \
+    }                                                                                        \
   } while (false)

@@ -7,8 +7,8 @@
 namespace kvfold {
 namespace {
 
-// How often a waiting thread looks before it goes to sleep: some tens of microseconds, longer than the gap between two
-// operations of a layer and short enough that an idle pool costs nothing.
+// How often a waiting thread looks before it goes to sleep: some tens of microseconds, longer than the gap
+// between two operations of a layer and short enough that an idle pool costs nothing.
 constexpr int kSpins = 4000;
 
 void pause() {
@@ -74,7 +74,8 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, i
 void ThreadPool::worker(int thread) {
   uint64_t seen = 0;
   for (;;) {
-    for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+    for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins)
+      pause();
     if (generation_.load(std::memory_order_acquire) == seen) {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });

@@ -20,8 +20,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
-  // Calls work(begin, end, thread) for consecutive pieces of [0, count), at most one a thread, and returns when all are
-  // done. How the range is cut must not matter to the result.
+  // Calls work(begin, end, thread) for consecutive pieces of [0, count), at most one a thread, and returns
+  // when all are done. How the range is cut must not matter to the result.
   void run(int64_t count, const std::function<void(int64_t begin, int64_t end, int thread)>& work);
 
   // CPUs that this process may use, at least 1.

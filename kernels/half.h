@@ -1,5 +1,5 @@
-// Half-precision numbers, as bits: IEEE 754 binary16 and bfloat16, in plain integer code that gives what the hardware's
-// conversions give (round to nearest even, subnormals kept, NaN quiet).
+// Half-precision numbers, as bits: IEEE 754 binary16 and bfloat16, in plain integer code that gives what the
+// hardware's conversions give (round to nearest even, subnormals kept, NaN quiet).
 #pragma once
 
 #include <bit>
@@ -12,8 +12,8 @@ namespace kvfold {
 KVFOLD_HD inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000U) << 16;
   const uint32_t magnitude = h & 0x7FFFU;
-  // Exponent and mantissa moved into place, the exponent's bias corrected by an exact multiplication, which also
-  // normalises subnormals.
+  // Exponent and mantissa moved into place, the exponent's bias corrected by an exact multiplication, which
+  // also normalises subnormals.
   const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1.0p112F;
   const uint32_t finite = std::bit_cast<uint32_t>(scaled);
   const uint32_t special = (magnitude << 13) | 0x7F800000U | (magnitude > 0x7C00U ? 0x00400000U : 0U);
@@ -35,7 +35,9 @@ KVFOLD_HD inline uint16_t f32_to_f16(float x) {
   return static_cast<uint16_t>(sign | out);
 }
 
-KVFOLD_HD inline float bf16_to_f32(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }
+KVFOLD_HD inline float bf16_to_f32(uint16_t h) {
+  return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
+}
 
 KVFOLD_HD inline uint16_t f32_to_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);

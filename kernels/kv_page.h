@@ -1,12 +1,13 @@
 // The layout of a KV page, and the views through which kernels read a paged cache.
 //
-// A page holds kPageRows rows of one lane's K or one lane's V; a lane is one (layer, KV head). Keys are stored by
-// dimension, [head_dim][kPageRows], so that scores of a page's rows are made side by side without horizontal sums;
-// values by row, [kPageRows][head_dim], so that a weighted sum of rows runs along them. Keys are stored before RoPE.
+// A page holds kPageRows rows of one lane's K or one lane's V; a lane is one (layer, KV head). Keys are
+// stored by dimension, [head_dim][kPageRows], so that scores of a page's rows are made side by side without
+// horizontal sums; values by row, [kPageRows][head_dim], so that a weighted sum of rows runs along them. Keys
+// are stored before RoPE.
 //
-// q8 quantises each row by itself, in groups of kGroup dimensions, to int8 with an f32 scale (largest magnitude / 127),
-// so that a row can be written without touching its neighbours. The scales follow the integers: [groups][kPageRows]
-// for keys, [kPageRows][groups] for values.
+// q8 quantises each row by itself, in groups of kGroup dimensions, to int8 with an f32 scale (largest
+// magnitude / 127), so that a row can be written without touching its neighbours. The scales follow the
+// integers: [groups][kPageRows] for keys, [kPageRows][groups] for values.
 #pragma once
 
 #include <cmath>
@@ -52,9 +53,12 @@ inline int kv_scale_groups(int head_dim) { return (head_dim + 31) / 32; }
 inline size_t kv_page_bytes(CacheType type, int head_dim) {
   const size_t elements = static_cast<size_t>(head_dim) * kPageRows;
   switch (type) {
-    case CacheType::kF16: return elements * 2;
-    case CacheType::kF32: return elements * 4;
-    case CacheType::kQ8: break;
+    case CacheType::kF16:
+      return elements * 2;
+    case CacheType::kF32:
+      return elements * 4;
+    case CacheType::kQ8:
+      break;
   }
   return elements + static_cast<size_t>(kv_scale_groups(head_dim)) * kPageRows * sizeof(float);
 }
@@ -111,8 +115,8 @@ inline void kv_load_row(CacheType type, Part part, int head_dim, const std::byte
 }
 
 // Copies a row between pages of one layout, bit for bit.
-inline void kv_copy_row(CacheType type, Part part, int head_dim, const std::byte* from, int from_row, std::byte* to,
-                        int to_row) {
+inline void kv_copy_row(CacheType type, Part part, int head_dim, const std::byte* from, int from_row,
+                        std::byte* to, int to_row) {
   const auto copy = [&](auto zero) {
     using T = decltype(zero);
     const auto* in = reinterpret_cast<const T*>(from);
@@ -121,9 +125,12 @@ inline void kv_copy_row(CacheType type, Part part, int head_dim, const std::byte
       out[kv_index(part, head_dim, to_row, d)] = in[kv_index(part, head_dim, from_row, d)];
   };
   switch (type) {
-    case CacheType::kF16: return copy(uint16_t{});
-    case CacheType::kF32: return copy(float{});
-    case CacheType::kQ8: break;
+    case CacheType::kF16:
+      return copy(uint16_t{});
+    case CacheType::kF32:
+      return copy(float{});
+    case CacheType::kQ8:
+      break;
   }
   copy(int8_t{});
   const size_t integers = static_cast<size_t>(head_dim) * kPageRows;

@@ -8,7 +8,8 @@
 
 namespace kvfold {
 
-// A weight matrix as a file stores it: `rows` outputs of `columns` inputs each, row after row of whole blocks.
+// A weight matrix as a file stores it: `rows` outputs of `columns` inputs each, row after row of whole
+// blocks.
 struct MatrixView {
   WeightType type = WeightType::kF32;
   int64_t rows = 0;

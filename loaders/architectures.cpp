@@ -6,7 +6,8 @@ namespace kvfold {
 namespace {
 
 constexpr std::array kArchitectures = {
-    // Llama 1 to 3, TinyLlama, SmolLM and SmolLM2, Mistral. GGUF converters permute q and k rows for interleaved pairs.
+    // Llama 1 to 3, TinyLlama, SmolLM and SmolLM2, Mistral. GGUF converters permute q and k rows for
+    // interleaved pairs.
     Architecture{"llama", false, RopePairing::kInterleaved},
     // Qwen 1.5, 2 and 2.5.
     Architecture{"qwen2", true, RopePairing::kHalfSplit},

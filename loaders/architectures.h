@@ -1,5 +1,5 @@
-// The architectures that can be loaded. A new one is a row here; a layer that differs from Llama's beyond what the row
-// says also needs its step in engine/model.cpp.
+// The architectures that can be loaded. A new one is a row here; a layer that differs from Llama's beyond
+// what the row says also needs its step in engine/model.cpp.
 #pragma once
 
 #include <span>

@@ -45,16 +45,16 @@ class Hasher {
 std::string fingerprint(const ModelSource& source) {
   Hasher hasher;
   const ModelConfig& c = source.config;
-  hasher.add(fmt::format("{} {} {} {} {} {} {} {} {} {:a} {:a} {};", c.architecture, c.layers, c.model_dim, c.heads,
-                         c.kv_heads, c.head_dim, c.rotary_dim, c.ffn_dim, c.vocab_size, c.norm_epsilon, c.rope_base,
-                         static_cast<int>(c.rope_pairing)));
+  hasher.add(fmt::format("{} {} {} {} {} {} {} {} {} {:a} {:a} {};", c.architecture, c.layers, c.model_dim,
+                         c.heads, c.kv_heads, c.head_dim, c.rotary_dim, c.ffn_dim, c.vocab_size,
+                         c.norm_epsilon, c.rope_base, static_cast<int>(c.rope_pairing)));
   for (const float factor : c.rope_factors) hasher.add(fmt::format("{:a} ", factor));
   hasher.add_tensor("embedding", source.embedding);
   hasher.add_tensor("output_norm", source.output_norm);
   if (!source.tied_output) hasher.add_tensor("output", source.output);
   for (const LayerTensors& l : source.layers) {
-    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv, &l.q_norm,
-                                   &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
+    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv,
+                                   &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
       hasher.add_tensor("layer", *view);
   }
   return fmt::format("{:016x}", hasher.digest());

@@ -11,28 +11,35 @@
 namespace kvfold {
 namespace {
 
-// Smallest entries that a count can stand for: bounds the counts by the file's size before anything is allocated.
-constexpr uint64_t kLeastMetadataEntry = 8 + 4 + 1;         // key length, type, the smallest value
-constexpr uint64_t kLeastTensorEntry = 8 + 4 + 8 + 4 + 8;   // name length, dimensions, one of them, type, offset
+// Smallest entries that a count can stand for: bounds the counts by the file's size before anything is
+// allocated.
+constexpr uint64_t kLeastMetadataEntry = 8 + 4 + 1;  // key length, type, the smallest value
+constexpr uint64_t kLeastTensorEntry =
+    8 + 4 + 8 + 4 + 8;  // name length, dimensions, one of them, type, offset
 constexpr uint32_t kMostDimensions = 4;
-constexpr uint64_t kMostKeyLength = 65535;                  // the specification's limit for keys
+constexpr uint64_t kMostKeyLength = 65535;  // the specification's limit for keys
 
 // Bytes of a value of fixed size; 0 for strings and arrays.
 size_t fixed_size(GgufType type) {
   switch (type) {
     case GgufType::kUint8:
     case GgufType::kInt8:
-    case GgufType::kBool: return 1;
+    case GgufType::kBool:
+      return 1;
     case GgufType::kUint16:
-    case GgufType::kInt16: return 2;
+    case GgufType::kInt16:
+      return 2;
     case GgufType::kUint32:
     case GgufType::kInt32:
-    case GgufType::kFloat32: return 4;
+    case GgufType::kFloat32:
+      return 4;
     case GgufType::kUint64:
     case GgufType::kInt64:
-    case GgufType::kFloat64: return 8;
+    case GgufType::kFloat64:
+      return 8;
     case GgufType::kString:
-    case GgufType::kArray: break;
+    case GgufType::kArray:
+      break;
   }
   return 0;
 }
@@ -54,31 +61,47 @@ std::string shown(std::string_view name) {
 // One integer element of a metadata value; nullopt where it does not fit into int64.
 bool load_integer(GgufType type, const std::byte* bytes, int64_t& out) {
   switch (type) {
-    case GgufType::kUint8: out = load<uint8_t>(bytes); return true;
-    case GgufType::kInt8: out = load<int8_t>(bytes); return true;
-    case GgufType::kUint16: out = load<uint16_t>(bytes); return true;
-    case GgufType::kInt16: out = load<int16_t>(bytes); return true;
-    case GgufType::kUint32: out = load<uint32_t>(bytes); return true;
-    case GgufType::kInt32: out = load<int32_t>(bytes); return true;
-    case GgufType::kInt64: out = load<int64_t>(bytes); return true;
+    case GgufType::kUint8:
+      out = load<uint8_t>(bytes);
+      return true;
+    case GgufType::kInt8:
+      out = load<int8_t>(bytes);
+      return true;
+    case GgufType::kUint16:
+      out = load<uint16_t>(bytes);
+      return true;
+    case GgufType::kInt16:
+      out = load<int16_t>(bytes);
+      return true;
+    case GgufType::kUint32:
+      out = load<uint32_t>(bytes);
+      return true;
+    case GgufType::kInt32:
+      out = load<int32_t>(bytes);
+      return true;
+    case GgufType::kInt64:
+      out = load<int64_t>(bytes);
+      return true;
     case GgufType::kUint64: {
       const auto value = load<uint64_t>(bytes);
       out = static_cast<int64_t>(value);
       return value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
     }
-    default: return false;
+    default:
+      return false;
   }
 }
 
 bool is_integer(GgufType type) {
-  return fixed_size(type) != 0 && type != GgufType::kBool && type != GgufType::kFloat32 && type != GgufType::kFloat64;
+  return fixed_size(type) != 0 && type != GgufType::kBool && type != GgufType::kFloat32 &&
+         type != GgufType::kFloat64;
 }
 
 }  // namespace
 
 const char* gguf_type_name(GgufType type) {
-  constexpr const char* kNames[] = {"uint8",  "int8", "uint16", "int16",  "uint32", "int32",  "float32",
-                                    "bool",   "string", "array",  "uint64", "int64",  "float64"};
+  constexpr const char* kNames[] = {"uint8", "int8",   "uint16", "int16",  "uint32", "int32",  "float32",
+                                    "bool",  "string", "array",  "uint64", "int64",  "float64"};
   const auto index = static_cast<uint32_t>(type);
   return index < std::size(kNames) ? kNames[index] : "unknown";
 }
@@ -86,7 +109,9 @@ const char* gguf_type_name(GgufType type) {
 // Reads a file from front to back; every read is bounded by what is left.
 class GgufParser {
  public:
-  explicit GgufParser(std::shared_ptr<const MappedFile> file) : bytes_(file->bytes()) { out_.file_ = std::move(file); }
+  explicit GgufParser(std::shared_ptr<const MappedFile> file) : bytes_(file->bytes()) {
+    out_.file_ = std::move(file);
+  }
 
   Result<GgufFile> parse() {
     uint64_t tensors = 0;
@@ -104,7 +129,7 @@ class GgufParser {
     std::string_view name;
     uint64_t offset;  // from the start of the data
     uint64_t size;
-    uint64_t entry;   // where its entry lies in the file
+    uint64_t entry;  // where its entry lies in the file
   };
 
   uint64_t left() const { return bytes_.size() - at_; }
@@ -116,7 +141,8 @@ class GgufParser {
 
   template <class T>
   Status read(T& out, std::string_view what) {
-    if (left() < sizeof(T)) return fail(at_, what, fmt::format("{} bytes left", left()), fmt::format("{}", sizeof(T)));
+    if (left() < sizeof(T))
+      return fail(at_, what, fmt::format("{} bytes left", left()), fmt::format("{}", sizeof(T)));
     out = load<T>(bytes_.data() + at_);
     at_ += sizeof(T);
     return {};
@@ -148,8 +174,9 @@ class GgufParser {
       return fail(8, "tensor count", fmt::format("{}", tensors),
                   fmt::format("at most {}, which is what the file has room for", left() / kLeastTensorEntry));
     if (entries > left() / kLeastMetadataEntry)
-      return fail(16, "metadata count", fmt::format("{}", entries),
-                  fmt::format("at most {}, which is what the file has room for", left() / kLeastMetadataEntry));
+      return fail(
+          16, "metadata count", fmt::format("{}", entries),
+          fmt::format("at most {}, which is what the file has room for", left() / kLeastMetadataEntry));
     return {};
   }
 
@@ -214,8 +241,8 @@ class GgufParser {
     if (!out_.has("general.alignment")) return {};
     KVFOLD_ASSIGN_OR_RETURN(const int64_t alignment, out_.integer("general.alignment"));
     if (alignment < 1 || alignment > (1 << 20) || (alignment & (alignment - 1)) != 0)
-      return Status::error(fmt::format("{}: general.alignment: found {}, expected a power of two up to 2^20", out_.path(),
-                                       alignment));
+      return Status::error(fmt::format("{}: general.alignment: found {}, expected a power of two up to 2^20",
+                                       out_.path(), alignment));
     alignment_ = static_cast<uint64_t>(alignment);
     return {};
   }
@@ -225,7 +252,8 @@ class GgufParser {
     uint32_t dimensions = 0;
     KVFOLD_RETURN_IF_ERROR(read(dimensions, "dimension count"));
     if (dimensions < 1 || dimensions > kMostDimensions)
-      return fail(begin, fmt::format("dimension count of tensor '{}'", shown(name)), fmt::format("{}", dimensions), "1 to 4");
+      return fail(begin, fmt::format("dimension count of tensor '{}'", shown(name)),
+                  fmt::format("{}", dimensions), "1 to 4");
     elements = 1;
     for (uint32_t i = 0; i < dimensions; ++i) {
       uint64_t size = 0;
@@ -233,8 +261,8 @@ class GgufParser {
       KVFOLD_RETURN_IF_ERROR(read(size, "dimension"));
       constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
       if (size == 0 || size > kMost / elements)
-        return fail(size_at, fmt::format("dimension {} of tensor '{}'", i, shown(name)), fmt::format("{}", size),
-                    "a size above 0 whose product with the others fits in 63 bits");
+        return fail(size_at, fmt::format("dimension {} of tensor '{}'", i, shown(name)),
+                    fmt::format("{}", size), "a size above 0 whose product with the others fits in 63 bits");
       elements *= size;
       tensor.shape.push_back(static_cast<int64_t>(size));
     }
@@ -262,9 +290,11 @@ class GgufParser {
     tensor.view.columns = tensor.shape[0];
     tensor.view.rows = static_cast<int64_t>(elements) / tensor.shape[0];
     if (tensor.view.columns % format->block_elements != 0)
-      return fail(begin, fmt::format("row of tensor '{}'", shown(name)), fmt::format("{} columns", tensor.view.columns),
+      return fail(begin, fmt::format("row of tensor '{}'", shown(name)),
+                  fmt::format("{} columns", tensor.view.columns),
                   fmt::format("a multiple of {} for {}", format->block_elements, format->name));
-    // A block has at least one byte, so its bytes are at most 34/32 or 4 times its elements; both bounds are checked.
+    // A block has at least one byte, so its bytes are at most 34/32 or 4 times its elements; both bounds are
+    // checked.
     const uint64_t blocks = elements / static_cast<uint64_t>(format->block_elements);
     if (blocks > bytes_.size() / static_cast<uint64_t>(format->block_bytes))
       return fail(begin, fmt::format("size of tensor '{}'", shown(name)), fmt::format("{} blocks", blocks),
@@ -282,15 +312,18 @@ class GgufParser {
   Status place_tensors() {
     const uint64_t data = (at_ + alignment_ - 1) / alignment_ * alignment_;
     const uint64_t room = data > bytes_.size() ? 0 : bytes_.size() - data;
-    std::sort(placed_.begin(), placed_.end(), [](const Placed& a, const Placed& b) { return a.offset < b.offset; });
+    std::sort(placed_.begin(), placed_.end(),
+              [](const Placed& a, const Placed& b) { return a.offset < b.offset; });
     uint64_t end = 0;
     std::string_view before;
     for (const Placed& p : placed_) {
       if (p.offset > room || p.size > room - p.offset)
         return fail(p.entry, fmt::format("data of tensor '{}'", shown(p.name)),
-                    fmt::format("{} bytes from {}", p.size, p.offset), fmt::format("an end within the {} bytes of data", room));
+                    fmt::format("{} bytes from {}", p.size, p.offset),
+                    fmt::format("an end within the {} bytes of data", room));
       if (p.offset < end)
-        return fail(p.entry, fmt::format("data of tensor '{}'", shown(p.name)), fmt::format("a start at {}", p.offset),
+        return fail(p.entry, fmt::format("data of tensor '{}'", shown(p.name)),
+                    fmt::format("a start at {}", p.offset),
                     fmt::format("no overlap with '{}', which ends at {}", shown(before), end));
       end = p.offset + p.size;
       before = p.name;
@@ -318,8 +351,9 @@ Result<const GgufValue*> GgufFile::find(std::string_view key) const {
 }
 
 Status GgufFile::wrong_type(std::string_view key, const GgufValue& value, std::string_view expected) const {
-  const std::string found = value.type == GgufType::kArray ? fmt::format("array of {}", gguf_type_name(value.element))
-                                                           : std::string(gguf_type_name(value.type));
+  const std::string found = value.type == GgufType::kArray
+                                ? fmt::format("array of {}", gguf_type_name(value.element))
+                                : std::string(gguf_type_name(value.type));
   return Status::error(fmt::format("{}: key '{}': found {}, expected {}", path(), key, found, expected));
 }
 

@@ -1,8 +1,8 @@
 // GGUF files: metadata and tensors, checked and still mapped.
 //
-// Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-endian. Every count, length, size and
-// offset is checked against the file before it is used, so that a file of n bytes can cause neither a read outside
-// it nor work or memory much above n.
+// Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-endian. Every count, length,
+// size and offset is checked against the file before it is used, so that a file of n bytes can cause neither
+// a read outside it nor work or memory much above n.
 #pragma once
 
 #include <cstdint>
@@ -37,17 +37,19 @@ enum class GgufType : uint32_t {
 };
 const char* gguf_type_name(GgufType type);
 
-// A metadata value, still in the file. For arrays `element` is the type of the elements and `count` their number.
+// A metadata value, still in the file. For arrays `element` is the type of the elements and `count` their
+// number.
 struct GgufValue {
   GgufType type = GgufType::kUint8;
   GgufType element = GgufType::kUint8;
   uint64_t count = 1;
-  std::span<const std::byte> bytes;  // the value; for strings and arrays of strings with their length prefixes
+  std::span<const std::byte>
+      bytes;  // the value; for strings and arrays of strings with their length prefixes
 };
 
 struct GgufTensor {
-  MatrixView view;              // rows is the product of all dimensions but the first; columns the first
-  std::vector<int64_t> shape;   // as in the file: columns first
+  MatrixView view;             // rows is the product of all dimensions but the first; columns the first
+  std::vector<int64_t> shape;  // as in the file: columns first
 };
 
 class GgufFile {
@@ -60,8 +62,8 @@ class GgufFile {
   uint32_t version() const { return version_; }
 
   bool has(std::string_view key) const { return metadata_.contains(key); }
-  // Values by key. Errors: the key is missing, or of another type than asked (integers of any width and sign are read
-  // as int64 where they fit; float32 and float64 as double).
+  // Values by key. Errors: the key is missing, or of another type than asked (integers of any width and sign
+  // are read as int64 where they fit; float32 and float64 as double).
   Result<int64_t> integer(std::string_view key) const;
   Result<double> number(std::string_view key) const;
   Result<bool> boolean(std::string_view key) const;

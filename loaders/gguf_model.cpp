@@ -36,7 +36,8 @@ class ModelReader {
   std::string key(std::string_view name) const { return fmt::format("{}.{}", architecture_->name, name); }
 
   Status wrong(std::string_view key, const std::string& found, const std::string& expected) const {
-    return Status::error(fmt::format("{}: key '{}': found {}, expected {}", file_.path(), key, found, expected));
+    return Status::error(
+        fmt::format("{}: key '{}': found {}, expected {}", file_.path(), key, found, expected));
   }
 
   // The integer of a key, within [1, most]; `fallback` where the key is missing, if that is above 0.
@@ -56,7 +57,8 @@ class ModelReader {
       KVFOLD_ASSIGN_OR_RETURN(value, file_.number(key));
     }
     out = static_cast<float>(value);
-    if (!(out > 0) || !std::isfinite(out)) return wrong(key, fmt::format("{}", value), "a finite number above 0");
+    if (!(out > 0) || !std::isfinite(out))
+      return wrong(key, fmt::format("{}", value), "a finite number above 0");
     return {};
   }
 
@@ -65,7 +67,8 @@ class ModelReader {
     architecture_ = find_architecture(name);
     if (architecture_ == nullptr) {
       std::string known;
-      for (const Architecture& a : architectures()) known += (known.empty() ? "" : ", ") + std::string(a.name);
+      for (const Architecture& a : architectures())
+        known += (known.empty() ? "" : ", ") + std::string(a.name);
       return wrong("general.architecture", fmt::format("'{}'", name.substr(0, 80)), "one of " + known);
     }
     ModelConfig& c = out_.config;
@@ -124,8 +127,9 @@ class ModelReader {
       format_info(factors->view.type).decode(view.data, c.rope_factors.data(), c.rope_factors.size());
       for (const float factor : c.rope_factors)
         if (!(factor > 0) || !std::isfinite(factor))
-          return Status::error(fmt::format("{}: tensor 'rope_freqs.weight': found {}, expected finite numbers above 0",
-                                           file_.path(), factor));
+          return Status::error(
+              fmt::format("{}: tensor 'rope_freqs.weight': found {}, expected finite numbers above 0",
+                          file_.path(), factor));
     }
     return {};
   }
@@ -152,7 +156,8 @@ class ModelReader {
     KVFOLD_ASSIGN_OR_RETURN(v.model, file_.string("tokenizer.ggml.model"));
     KVFOLD_ASSIGN_OR_RETURN(v.tokens, file_.strings("tokenizer.ggml.tokens"));
     if (v.tokens.empty() || v.tokens.size() > static_cast<size_t>(kMostWidth))
-      return wrong("tokenizer.ggml.tokens", fmt::format("{} tokens", v.tokens.size()), fmt::format("1 to {}", kMostWidth));
+      return wrong("tokenizer.ggml.tokens", fmt::format("{} tokens", v.tokens.size()),
+                   fmt::format("1 to {}", kMostWidth));
     out_.config.vocab_size = static_cast<int>(v.tokens.size());
     if (file_.has("tokenizer.ggml.pre")) {
       KVFOLD_ASSIGN_OR_RETURN(v.pre_tokenizer, file_.string("tokenizer.ggml.pre"));
@@ -198,13 +203,14 @@ class ModelReader {
 
   Result<MatrixView> matrix(const std::string& name, int64_t rows, int64_t columns) const {
     const GgufTensor* tensor = file_.tensor(name);
-    if (tensor == nullptr) return Status::error(fmt::format("{}: tensor '{}' is missing", file_.path(), name));
+    if (tensor == nullptr)
+      return Status::error(fmt::format("{}: tensor '{}' is missing", file_.path(), name));
     const bool flat = tensor->shape.size() == 2 || (rows == 1 && tensor->shape.size() == 1);
     if (!flat || tensor->view.rows != rows || tensor->view.columns != columns) {
       std::string found;
       for (const int64_t size : tensor->shape) found += (found.empty() ? "" : ", ") + std::to_string(size);
-      return Status::error(fmt::format("{}: tensor '{}': found shape [{}], expected [{}{}]", file_.path(), name, found,
-                                       columns, rows == 1 ? "" : fmt::format(", {}", rows)));
+      return Status::error(fmt::format("{}: tensor '{}': found shape [{}], expected [{}{}]", file_.path(),
+                                       name, found, columns, rows == 1 ? "" : fmt::format(", {}", rows)));
     }
     return tensor->view;
   }
@@ -213,8 +219,8 @@ class ModelReader {
   Result<MatrixView> vector(const std::string& name, int64_t size) const {
     KVFOLD_ASSIGN_OR_RETURN(const MatrixView view, matrix(name, 1, size));
     if (format_info(view.type).group != nullptr)
-      return Status::error(fmt::format("{}: tensor '{}': found type {}, expected f32, f16 or bf16", file_.path(), name,
-                                       format_info(view.type).name));
+      return Status::error(fmt::format("{}: tensor '{}': found type {}, expected f32, f16 or bf16",
+                                       file_.path(), name, format_info(view.type).name));
     return view;
   }
 

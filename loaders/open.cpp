@@ -23,7 +23,8 @@ Result<std::string> find_in_table(const std::string& model, std::string& known) 
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   const nlohmann::json table = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   const auto models = table.is_object() ? table.find("models") : table.end();
-  if (models == table.end() || !models->is_array()) return Status::error(path + ": expected {\"models\": [...]}");
+  if (models == table.end() || !models->is_array())
+    return Status::error(path + ": expected {\"models\": [...]}");
   std::string found;
   for (const nlohmann::json& entry : *models) {
     const std::string name = entry.value("name", "");
@@ -43,10 +44,12 @@ Result<std::string> resolve_model(const std::string& model) {
   std::string known;
   KVFOLD_ASSIGN_OR_RETURN(const std::string name, find_in_table(model, known));
   if (name.empty())
-    return Status::error(fmt::format("{}: neither a file nor a model of the table; known models: {}", model, known));
+    return Status::error(
+        fmt::format("{}: neither a file nor a model of the table; known models: {}", model, known));
   const std::filesystem::path path = weights_folder() / (name + ".gguf");
   if (!std::filesystem::exists(path, error))
-    return Status::error(fmt::format("{}: not fetched yet; 'make weights MODEL={}' fetches it", path.string(), name));
+    return Status::error(
+        fmt::format("{}: not fetched yet; 'make weights MODEL={}' fetches it", path.string(), name));
   return path.string();
 }
 
@@ -54,7 +57,8 @@ Result<std::unique_ptr<Session>> open_session(const std::string& model, const Op
   KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(model));
   KVFOLD_ASSIGN_OR_RETURN(ModelSource source, load_model_source(path));
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, make_cpu_backend(options.cpu));
-  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Model> loaded, Model::create(std::move(source), std::move(backend)));
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Model> loaded,
+                          Model::create(std::move(source), std::move(backend)));
   return Session::create(std::move(loaded), options.session);
 }
 

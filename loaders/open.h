@@ -8,9 +8,10 @@
 
 namespace kvfold {
 
-// A path that exists is taken as it is; otherwise `model` is a name or alias of the table weights/models.json, whose
-// file lies in weights/cache (or in the folder that KVFOLD_WEIGHTS names). Errors: neither a file nor a known name (the
-// known names are listed); a known name that was not fetched yet (the command to fetch it is given).
+// A path that exists is taken as it is; otherwise `model` is a name or alias of the table
+// weights/models.json, whose file lies in weights/cache (or in the folder that KVFOLD_WEIGHTS names). Errors:
+// neither a file nor a known name (the known names are listed); a known name that was not fetched yet (the
+// command to fetch it is given).
 Result<std::string> resolve_model(const std::string& model);
 
 struct OpenOptions {

@@ -49,7 +49,9 @@ class GgufWriter {
   }
   GgufWriter& u32(std::string_view key, uint32_t v) { return value(key, GgufType::kUint32, v); }
   GgufWriter& f32(std::string_view key, float v) { return value(key, GgufType::kFloat32, v); }
-  GgufWriter& boolean(std::string_view key, bool v) { return value(key, GgufType::kBool, static_cast<uint8_t>(v)); }
+  GgufWriter& boolean(std::string_view key, bool v) {
+    return value(key, GgufType::kBool, static_cast<uint8_t>(v));
+  }
   GgufWriter& string(std::string_view key, std::string_view v) {
     return entry(key, Bytes().put(static_cast<uint32_t>(GgufType::kString)).text(v).str());
   }
@@ -87,21 +89,24 @@ class GgufWriter {
     std::vector<uint64_t> shape;
     uint32_t type = 0;
     std::string data;
-    int64_t offset = -1;       // -1: behind the one before, aligned
-    int64_t dimensions = -1;   // -1: as many as the shape has
+    int64_t offset = -1;      // -1: behind the one before, aligned
+    int64_t dimensions = -1;  // -1: as many as the shape has
   };
   std::vector<Tensor> tensors;
 
   std::string build() const {
     Bytes bytes;
     bytes.put(magic).put(version);
-    bytes.put(tensor_count < 0 && tensor_count != kMinusOne ? static_cast<uint64_t>(tensors.size()) : count(tensor_count));
-    bytes.put(entry_count < 0 && entry_count != kMinusOne ? static_cast<uint64_t>(entries_.size()) : count(entry_count));
+    bytes.put(tensor_count < 0 && tensor_count != kMinusOne ? static_cast<uint64_t>(tensors.size())
+                                                            : count(tensor_count));
+    bytes.put(entry_count < 0 && entry_count != kMinusOne ? static_cast<uint64_t>(entries_.size())
+                                                          : count(entry_count));
     for (const auto& [key, value] : entries_) bytes.text(key).raw(value);
     std::string data;
     for (const Tensor& t : tensors) {
       data.resize((data.size() + alignment - 1) / alignment * alignment);
-      bytes.text(t.name).put(t.dimensions < 0 ? static_cast<uint32_t>(t.shape.size()) : static_cast<uint32_t>(t.dimensions));
+      bytes.text(t.name).put(t.dimensions < 0 ? static_cast<uint32_t>(t.shape.size())
+                                              : static_cast<uint32_t>(t.dimensions));
       for (const uint64_t n : t.shape) bytes.put(n);
       bytes.put(t.type).put<uint64_t>(t.offset < 0 ? data.size() : static_cast<uint64_t>(t.offset));
       data += t.data;
@@ -114,7 +119,9 @@ class GgufWriter {
   static constexpr int64_t kMinusOne = INT64_MIN;  // stands for a count of -1 in the file
 
  private:
-  static uint64_t count(int64_t value) { return value == kMinusOne ? ~uint64_t{0} : static_cast<uint64_t>(value); }
+  static uint64_t count(int64_t value) {
+    return value == kMinusOne ? ~uint64_t{0} : static_cast<uint64_t>(value);
+  }
   std::vector<std::pair<std::string, std::string>> entries_;
 };
 

@@ -12,7 +12,8 @@ namespace kvfold::testing {
 namespace {
 
 constexpr const char* kChatMl =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>' + "
     "'\\n'}}{% endfor %}";
 
 // GPT-2's name of a byte.
@@ -109,14 +110,16 @@ class Maker {
     return values;
   }
 
-  void tensor(const std::string& name, std::vector<uint64_t> shape, WeightType type, const std::vector<float>& values) {
+  void tensor(const std::string& name, std::vector<uint64_t> shape, WeightType type,
+              const std::vector<float>& values) {
     const FormatInfo& format = format_info(type);
     std::string data(values.size() / format.block_elements * format.block_bytes, '\0');
     format.encode(values.data(), reinterpret_cast<std::byte*>(data.data()), values.size());
     out_.tensors.push_back({name, std::move(shape), static_cast<uint32_t>(type), std::move(data)});
   }
   void matrix(const std::string& name, int64_t rows, int64_t columns, double deviation) {
-    tensor(name, {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows)}, o_.type, gaussian(rows * columns, 0, deviation));
+    tensor(name, {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows)}, o_.type,
+           gaussian(rows * columns, 0, deviation));
   }
   void vector(const std::string& name, int64_t size, double mean, double deviation) {
     tensor(name, {static_cast<uint64_t>(size)}, WeightType::kF32, gaussian(size, mean, deviation));

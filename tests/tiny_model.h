@@ -24,8 +24,8 @@ struct TinyModelOptions {
   int model_dim() const { return heads * head_dim; }
 };
 
-// The file's parts, to be built as they are or broken first. The vocabulary is the 256 bytes, a few merges and the
-// control tokens <|endoftext|>, <|im_start|>, <|im_end|>; the chat template is ChatML.
+// The file's parts, to be built as they are or broken first. The vocabulary is the 256 bytes, a few merges
+// and the control tokens <|endoftext|>, <|im_start|>, <|im_end|>; the chat template is ChatML.
 GgufWriter tiny_model(const TinyModelOptions& options = {});
 
 // A session on a tiny model of its own.

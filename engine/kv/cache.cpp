@@ -55,7 +55,8 @@ void Rows::append(const Rows& from, int begin, int end) {
   }
 }
 
-KvLanes::KvLanes(std::shared_ptr<PagePool> pool, const CacheShape& shape) : pool_(std::move(pool)), shape_(shape) {
+KvLanes::KvLanes(std::shared_ptr<PagePool> pool, const CacheShape& shape)
+    : pool_(std::move(pool)), shape_(shape) {
   const auto none = std::make_shared<PageTable>(pool_);
   tables_.assign(static_cast<size_t>(2) * shape.lanes(), none);
 }

@@ -1,12 +1,12 @@
 // The paged KV cache: a value made of lanes of pages, with a position and an origin for every row.
 //
-// A cache owns no rows of its own that another could not share: copying one (fork) shares every page, and every
-// operation of ops.h makes a new cache and leaves its inputs as they were. What differs between two caches is copied
-// when it is written.
+// A cache owns no rows of its own that another could not share: copying one (fork) shares every page, and
+// every operation of ops.h makes a new cache and leaves its inputs as they were. What differs between two
+// caches is copied when it is written.
 //
-// Slot order decides who sees whom: a token fed to a cache attends to every row at a lower slot. The position of a row
-// is RoPE's alone, and may repeat, leave gaps or run backwards. Keys are stored before RoPE, so changing a
-// position edits an integer.
+// Slot order decides who sees whom: a token fed to a cache attends to every row at a lower slot. The position
+// of a row is RoPE's alone, and may repeat, leave gaps or run backwards. Keys are stored before RoPE, so
+// changing a position edits an integer.
 #pragma once
 
 #include <cstdint>
@@ -23,13 +23,14 @@ namespace kvfold {
 
 // Operations that leave a mark on the rows they change: bits of Origin::operations.
 enum class Operation : uint32_t {
-  kShift = 1,        // set_positions, shift, and insert where it moved positions
-  kOverwrite = 2,    // some or all lanes of the row were replaced
-  kErase = 4,        // some lanes lost the row
-  kFill = 8,         // half of the row (K or V) was made up
-  kNoise = 16,       // made from noise
+  kShift = 1,      // set_positions, shift, and insert where it moved positions
+  kOverwrite = 2,  // some or all lanes of the row were replaced
+  kErase = 4,      // some lanes lost the row
+  kFill = 8,       // half of the row (K or V) was made up
+  kNoise = 16,     // made from noise
 };
-// The names of the set bits, "shift+overwrite"; "" for none. And back, for cache files; unknown names are ignored.
+// The names of the set bits, "shift+overwrite"; "" for none. And back, for cache files; unknown names are
+// ignored.
 std::string operation_names(uint32_t operations);
 uint32_t parse_operation_names(std::string_view names);
 
@@ -69,7 +70,9 @@ class KvLanes {
   void share(Part part, int lane, const KvLanes& from, int from_lane) {
     tables_[index(part, lane)] = from.tables_[from.index(part, from_lane)];
   }
-  void replace(Part part, int lane, std::shared_ptr<PageTable> table) { tables_[index(part, lane)] = std::move(table); }
+  void replace(Part part, int lane, std::shared_ptr<PageTable> table) {
+    tables_[index(part, lane)] = std::move(table);
+  }
   KvLaneView lane_view(int lane) const;
 
  private:
@@ -85,7 +88,8 @@ class KvCache {
  public:
   // An empty cache. REQUIRES: pool->head_dim() == shape.head_dim.
   KvCache(std::shared_ptr<PagePool> pool, const CacheShape& shape);
-  // Assembles a cache; used by operations. REQUIRES: K and V of every lane hold the same slots, all below rows.size().
+  // Assembles a cache; used by operations. REQUIRES: K and V of every lane hold the same slots, all below
+  // rows.size().
   KvCache(KvLanes lanes, std::shared_ptr<Rows> rows, int32_t next_position);
 
   // Another cache with the same content; O(lanes), no page is copied.
@@ -101,13 +105,17 @@ class KvCache {
   int32_t next_position() const { return next_position_; }
   void set_next_position(int32_t position) { next_position_ = position; }
 
-  // Makes room for `tokens` behind the last row, at positions that follow next_position(); their vectors are written
-  // by the forward pass through row_place(). Errors: the pool is exhausted; the cache is then as it was.
+  // Makes room for `tokens` behind the last row, at positions that follow next_position(); their vectors are
+  // written by the forward pass through row_place(). Errors: the pool is exhausted; the cache is then as it
+  // was.
   Status grow(std::span<const TokenId> tokens);
   // Undoes grow(): drops the rows from slot `size` on. REQUIRES: they are all from the last grow().
   void shrink(int size);
-  // Where the vectors of the row at `slot` lie. REQUIRES: the lane holds the slot; for writing: it was just grown.
-  PageTable::RowPlace row_place(Part part, int lane, int slot) const { return lanes_.table(part, lane).place(slot); }
+  // Where the vectors of the row at `slot` lie. REQUIRES: the lane holds the slot; for writing: it was just
+  // grown.
+  PageTable::RowPlace row_place(Part part, int lane, int slot) const {
+    return lanes_.table(part, lane).place(slot);
+  }
   // One row of one lane as f32 [head_dim]. REQUIRES: the lane holds the slot.
   void load(Part part, int layer, int head, int slot, float* out) const {
     lanes_.table(part, shape().lane(layer, head)).load(part, slot, out);

@@ -1,8 +1,9 @@
 // Cache files: a cache on disk, as one safetensors file that any tool can open.
 //
-// ARCHITECTURE.md documents the format. In short: layers.{i}.k and layers.{i}.v as [kv_heads, rows, head_dim], keys before
-// RoPE; where a layer's lanes hold different rows, one tensor a lane, layers.{i}.heads.{h}.k as [rows, head_dim] with its
-// slots in the metadata. f32 and f16 pages are stored as they are; q8 pages as int8 with their scales beside them.
+// ARCHITECTURE.md documents the format. In short: layers.{i}.k and layers.{i}.v as [kv_heads, rows,
+// head_dim], keys before RoPE; where a layer's lanes hold different rows, one tensor a lane,
+// layers.{i}.heads.{h}.k as [rows, head_dim] with its slots in the metadata. f32 and f16 pages are stored as
+// they are; q8 pages as int8 with their scales beside them.
 #pragma once
 
 #include <memory>
@@ -31,13 +32,13 @@ inline CacheModelInfo cache_model_info(const ModelSource& source) {
   return {source.fingerprint, c.architecture, c.name, c.rope_base, c.rope_pairing, c.rotary_dim};
 }
 
-// Writes `path` whole or not at all. Errors: the file cannot be written.
+// Writes `path` whole or not at all. Errors: the file cannot be written; next_position() beyond +-2^30.
 Status save_cache(const KvCache& cache, const CacheModelInfo& model, const std::string& path);
 
 // A cache in `pool` with the file's rows, bit for bit. Rows' origins name the file's own sources.
-// Errors, each naming the file and the key or tensor: not a cache file, another format version, damaged (a checksum
-// differs), another model's (both fingerprints and shapes are named), another page type than the pool's, keys that are
-// rotated, the pool exhausted.
+// Errors, each naming the file and the key or tensor: not a cache file, another format version, damaged (a
+// checksum differs), another model's (both fingerprints and shapes are named), another page type than the
+// pool's, keys that are rotated, the pool exhausted.
 Result<KvCache> load_cache(const std::string& path, const CacheModelInfo& model, const CacheShape& shape,
                            const std::shared_ptr<PagePool>& pool);
 

@@ -41,7 +41,8 @@ std::vector<double> column_means(const Matrix& m) {
 }
 
 double norm(const float* x, int n) {
-  return std::sqrt(std::inner_product(x, x + n, x, 0.0, std::plus<>(), [](double a, double b) { return a * b; }));
+  return std::sqrt(
+      std::inner_product(x, x + n, x, 0.0, std::plus<>(), [](double a, double b) { return a * b; }));
 }
 
 void make_unit(Matrix& m, Random& random) {
@@ -59,11 +60,13 @@ void make_matched(Matrix& m, Random& random) {
     for (int c = 0; c < m.columns; ++c)
       m.row(r)[c] = static_cast<float>(mean + std::sqrt(variance) * random.gaussian());
     const double made = norm(m.row(r), m.columns);
-    for (int c = 0; c < m.columns; ++c) m.row(r)[c] = static_cast<float>(m.row(r)[c] * (made > 0 ? wanted / made : 0));
+    for (int c = 0; c < m.columns; ++c)
+      m.row(r)[c] = static_cast<float>(m.row(r)[c] * (made > 0 ? wanted / made : 0));
   }
 }
 
-// mean + sum over rows of g_r (row_r - mean) / sqrt(n - 1): a gaussian whose covariance over channels is the sample's.
+// mean + sum over rows of g_r (row_r - mean) / sqrt(n - 1): a gaussian whose covariance over channels is the
+// sample's.
 void make_channel(Matrix& m, Random& random) {
   const std::vector<double> mean = column_means(m);
   const Matrix natural = m;
@@ -106,12 +109,18 @@ std::vector<int> permutation(int n, Random& random) {
 
 void make(NoiseKind kind, Matrix& m, Random& random, std::span<const int> order) {
   switch (kind) {
-    case NoiseKind::kUnit: return make_unit(m, random);
-    case NoiseKind::kMatched: return make_matched(m, random);
-    case NoiseKind::kChannel: return make_channel(m, random);
-    case NoiseKind::kPermuted: return make_permuted(m, order);
-    case NoiseKind::kZero: return std::fill(m.data.begin(), m.data.end(), 0.0F), void();
-    case NoiseKind::kMean: return make_mean(m);
+    case NoiseKind::kUnit:
+      return make_unit(m, random);
+    case NoiseKind::kMatched:
+      return make_matched(m, random);
+    case NoiseKind::kChannel:
+      return make_channel(m, random);
+    case NoiseKind::kPermuted:
+      return make_permuted(m, order);
+    case NoiseKind::kZero:
+      return std::fill(m.data.begin(), m.data.end(), 0.0F), void();
+    case NoiseKind::kMean:
+      return make_mean(m);
   }
 }
 
@@ -128,12 +137,13 @@ std::shared_ptr<PageTable> store(const std::shared_ptr<PagePool>& pool, Part par
 }  // namespace
 
 Result<NoiseKind> parse_noise_kind(std::string_view text) {
-  constexpr std::array<std::pair<std::string_view, NoiseKind>, 6> kNames = {{{"unit", NoiseKind::kUnit},
-                                                                            {"matched", NoiseKind::kMatched},
-                                                                            {"channel", NoiseKind::kChannel},
-                                                                            {"permuted", NoiseKind::kPermuted},
-                                                                            {"zero", NoiseKind::kZero},
-                                                                            {"mean", NoiseKind::kMean}}};
+  constexpr std::array<std::pair<std::string_view, NoiseKind>, 6> kNames = {
+      {{"unit", NoiseKind::kUnit},
+       {"matched", NoiseKind::kMatched},
+       {"channel", NoiseKind::kChannel},
+       {"permuted", NoiseKind::kPermuted},
+       {"zero", NoiseKind::kZero},
+       {"mean", NoiseKind::kMean}}};
   for (const auto& [name, kind] : kNames)
     if (name == text) return kind;
   return Status::error(
@@ -177,9 +187,10 @@ Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::o
       const int wanted = slice.lanes.table(other, lane).rows();
       if (slice.lanes.table(part, lane).rows() == wanted) continue;
       if (source.lanes.table(part, lane).rows() != wanted)
-        return Status::error(fmt::format("fill: the source has {} rows in layer {} head {} where {} are missing",
-                                         source.lanes.table(part, lane).rows(), lane / slice.shape().kv_heads,
-                                         lane % slice.shape().kv_heads, wanted));
+        return Status::error(
+            fmt::format("fill: the source has {} rows in layer {} head {} where {} are missing",
+                        source.lanes.table(part, lane).rows(), lane / slice.shape().kv_heads,
+                        lane % slice.shape().kv_heads, wanted));
       missing.lanes.share(part, lane, source.lanes, lane);
     }
   }

@@ -56,8 +56,8 @@ Status check_selection(const CacheShape& shape, int rows, const Selection& selec
       if (indices[i] < 0 || indices[i] >= count)
         return Status::error(fmt::format("selection: {} {} asked, 0-{} exist", what, indices[i], count - 1));
       if (i > 0 && indices[i] <= indices[i - 1])
-        return Status::error(fmt::format("selection: {} {} after {}: expected increasing order", what, indices[i],
-                                         indices[i - 1]));
+        return Status::error(fmt::format("selection: {} {} after {}: expected increasing order", what,
+                                         indices[i], indices[i - 1]));
     }
     return Status{};
   };
@@ -70,8 +70,9 @@ Status check_compatible(const KvCache& cache, const KvSlice& slice) {
   const CacheShape& a = cache.shape();
   const CacheShape& b = slice.shape();
   if (a != b) {
-    return Status::error(fmt::format("cache shapes differ: the slice has {} layers x {} KV heads x {}, the cache {} x {} x {}",
-                                     b.layers, b.kv_heads, b.head_dim, a.layers, a.kv_heads, a.head_dim));
+    return Status::error(
+        fmt::format("cache shapes differ: the slice has {} layers x {} KV heads x {}, the cache {} x {} x {}",
+                    b.layers, b.kv_heads, b.head_dim, a.layers, a.kv_heads, a.head_dim));
   }
   if (cache.pool() != slice.lanes.pool()) return Status::error("cache and slice are of different page pools");
   return {};
@@ -83,7 +84,8 @@ Status check_halves(const KvSlice& slice) {
     const PageTable& values = slice.lanes.table(Part::kValue, lane);
     if (keys.rows() == values.rows()) continue;
     return Status::error(fmt::format(
-        "layer {} head {} has {} rows of K and {} of V; a row needs both: fill the other half with zero, noise, mean or a slice",
+        "layer {} head {} has {} rows of K and {} of V; a row needs both: fill the other half with zero, "
+        "noise, mean or a slice",
         lane / slice.shape().kv_heads, lane % slice.shape().kv_heads, keys.rows(), values.rows()));
   }
   return {};
@@ -114,14 +116,18 @@ Moves insert_moves(const KvCache& cache, const Rows& inserted, int at, const Ins
   const int64_t behind = at < cache.size() ? held[at] : cache.next_position();
   using Kind = InsertPositions::Kind;
   switch (positions.kind) {
-    case Kind::kFollow: return {before - *low, before + extent - behind};
-    case Kind::kKeep: return {0, 0};
-    case Kind::kOverlap: return {behind - *low, 0};
+    case Kind::kFollow:
+      return {before - *low, before + extent - behind};
+    case Kind::kKeep:
+      return {0, 0};
+    case Kind::kOverlap:
+      return {behind - *low, 0};
     case Kind::kGap: {
       const int64_t from = before + (at > 0 ? positions.value : 0);
       return {from - *low, from + extent + positions.value - behind};
     }
-    case Kind::kFrom: break;
+    case Kind::kFrom:
+      break;
   }
   return {static_cast<int64_t>(positions.value) - *low, 0};
 }
@@ -131,7 +137,8 @@ Status move_positions(Rows& rows, int begin, int end, int64_t delta) {
   for (int i = begin; i < end; ++i) {
     const int64_t position = rows.positions[i] + delta;
     if (position < INT32_MIN / 2 || position > INT32_MAX / 2)
-      return Status::error(fmt::format("row {} would stand at position {}, beyond what positions can hold", i, position));
+      return Status::error(
+          fmt::format("row {} would stand at position {}, beyond what positions can hold", i, position));
     rows.positions[i] = static_cast<int32_t>(position);
     mark(rows, i, Operation::kShift);
   }
@@ -185,7 +192,8 @@ Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const
   KVFOLD_RETURN_IF_ERROR(check_halves(slice));
   const int count = slice.size();
   bool any = false;
-  for (int lane = 0; lane < cache.shape().lanes(); ++lane) any |= slice.lanes.table(Part::kKey, lane).rows() > 0;
+  for (int lane = 0; lane < cache.shape().lanes(); ++lane)
+    any |= slice.lanes.table(Part::kKey, lane).rows() > 0;
   if (!any) return cache.fork();
 
   auto rows = std::make_shared<Rows>();
@@ -219,7 +227,8 @@ Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const
 Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<const int> rows) {
   KVFOLD_RETURN_IF_ERROR(check_compatible(cache, slice));
   if (static_cast<int>(rows.size()) != slice.size())
-    return Status::error(fmt::format("overwrite: {} rows named for a slice of {}", rows.size(), slice.size()));
+    return Status::error(
+        fmt::format("overwrite: {} rows named for a slice of {}", rows.size(), slice.size()));
   Selection target{{}, {}, {rows.begin(), rows.end()}, true, true};
   KVFOLD_RETURN_IF_ERROR(check_selection(cache.shape(), cache.size(), target));
   KvLanes lanes = cache.lanes();
@@ -236,8 +245,9 @@ Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<
       for (int i = 0; i < slice.size(); ++i) {
         if (!with.holds(i)) continue;
         if (!old.holds(rows[i])) {
-          return Status::error(fmt::format("overwrite: layer {} head {} has no row {}; insert adds rows, overwrite replaces them",
-                                           lane / cache.shape().kv_heads, lane % cache.shape().kv_heads, rows[i]));
+          return Status::error(fmt::format(
+              "overwrite: layer {} head {} has no row {}; insert adds rows, overwrite replaces them",
+              lane / cache.shape().kv_heads, lane % cache.shape().kv_heads, rows[i]));
         }
         table->append(old, next, rows[i], 0);
         table->append(with, i, i + 1, rows[i] - i);
@@ -289,7 +299,9 @@ Result<KvCache> erase(const KvCache& cache, const Selection& selection) {
       const PageTable& old = cache.lanes().table(part, lane);
       for (size_t i = 0; i < left.size();) {
         size_t j = i;
-        while (j < left.size() && left[j] - left[i] == static_cast<int>(j - i) && !(lanes[lane] && chosen[left[j]])) ++j;
+        while (j < left.size() && left[j] - left[i] == static_cast<int>(j - i) &&
+               !(lanes[lane] && chosen[left[j]]))
+          ++j;
         table.append(old, left[i], left[i] + static_cast<int>(j - i), static_cast<int>(i) - left[i]);
         i = std::max(j, i + 1);
       }
@@ -306,7 +318,9 @@ Result<KvCache> truncate(const KvCache& cache, int size) {
     for (int lane = 0; lane < cache.shape().lanes(); ++lane)
       gather(cache.lanes().table(part, lane), run, lanes.mutable_table(part, lane));
   auto rows = std::make_shared<Rows>(gather_rows(cache.rows(), run));
-  const int32_t next = size == cache.size() ? cache.next_position() : size == 0 ? 0 : rows->positions.back() + 1;
+  const int32_t next = size == cache.size() ? cache.next_position()
+                       : size == 0          ? 0
+                                            : rows->positions.back() + 1;
   return KvCache(std::move(lanes), std::move(rows), next);
 }
 
@@ -329,10 +343,12 @@ Result<KvCache> shift(const KvCache& cache, std::span<const int> rows, int32_t d
 
 Result<KvCache> set_positions(const KvCache& cache, std::span<const int32_t> positions) {
   if (static_cast<int>(positions.size()) != cache.size())
-    return Status::error(fmt::format("set_positions: {} positions for {} rows", positions.size(), cache.size()));
+    return Status::error(
+        fmt::format("set_positions: {} positions for {} rows", positions.size(), cache.size()));
   auto rows = std::make_shared<Rows>(cache.rows());
   for (int i = 0; i < cache.size(); ++i)
-    KVFOLD_RETURN_IF_ERROR(move_positions(*rows, i, i + 1, static_cast<int64_t>(positions[i]) - rows->positions[i]));
+    KVFOLD_RETURN_IF_ERROR(
+        move_positions(*rows, i, i + 1, static_cast<int64_t>(positions[i]) - rows->positions[i]));
   const int32_t next = highest_follow(*rows);
   return KvCache(cache.lanes(), std::move(rows), next);
 }

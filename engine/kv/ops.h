@@ -1,6 +1,6 @@
-// The operations on caches. Each is pure: it returns a new cache or slice that shares pages with its inputs, and changes
-// none of them. Rows are moved by editing page tables; only made-up vectors (noise, fill) allocate pages for rows, and
-// then a shortage is an error that leaves everything as it was.
+// The operations on caches. Each is pure: it returns a new cache or slice that shares pages with its inputs,
+// and changes none of them. Rows are moved by editing page tables; only made-up vectors (noise, fill)
+// allocate pages for rows, and then a shortage is an error that leaves everything as it was.
 //
 // Errors are one line that says what was asked and what exists.
 #pragma once
@@ -13,19 +13,21 @@
 
 namespace kvfold {
 
-// The selected lanes and rows as a slice. Rows are numbered from 0 in slot order and keep their positions and origins.
-// A lane that lacks a selected row lacks it in the slice too.
+// The selected lanes and rows as a slice. Rows are numbered from 0 in slot order and keep their positions and
+// origins. A lane that lacks a selected row lacks it in the slice too.
 Result<KvSlice> extract(const KvCache& cache, const Selection& selection);
 
-// The positions that inserted rows take, and what becomes of the rows behind them (those there, and those fed later).
-// The slice's rows keep their distances to each other, except under `keep`, which keeps the positions themselves.
+// The positions that inserted rows take, and what becomes of the rows behind them (those there, and those fed
+// later). The slice's rows keep their distances to each other, except under `keep`, which keeps the positions
+// themselves.
 struct InsertPositions {
   enum class Kind {
     kFollow,   // behind the row before; the rows behind follow the slice
     kKeep,     // as in the source; what is fed later follows the highest position
     kOverlap,  // the positions that the rows behind have, or will get: those do not move
-    kGap,      // as kFollow, with `value` positions left free before the slice (where rows precede it) and after it
-    kFrom,     // from position `value`; what is fed later follows the highest position
+    kGap,   // as kFollow, with `value` positions left free before the slice (where rows precede it) and after
+            // it
+    kFrom,  // from position `value`; what is fed later follows the highest position
   };
   Kind kind = Kind::kFollow;
   int32_t value = 0;
@@ -34,18 +36,18 @@ struct InsertPositions {
   static Result<InsertPositions> parse(std::string_view text);
 };
 
-// The slice's rows at slots at .. at + size - 1 of a larger cache; rows from slot `at` on move behind them. A slice with
-// no rows, or of no lanes, changes nothing. Errors: shapes or pools differ, `at` outside 0 .. size, a lane of the slice
-// with K but not V or the reverse (see fill_missing).
+// The slice's rows at slots at .. at + size - 1 of a larger cache; rows from slot `at` on move behind them. A
+// slice with no rows, or of no lanes, changes nothing. Errors: shapes or pools differ, `at` outside 0 ..
+// size, a lane of the slice with K but not V or the reverse (see fill_missing).
 Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const InsertPositions& positions);
 
-// Row i of the slice replaces the row at slot rows[i], in the lanes and parts that the slice has; the rest is untouched,
-// positions included. Errors: shapes or pools differ, as many rows as the slice has are not named, a slot is out of
-// range or named twice, or a lane lacks the row that would be replaced.
+// Row i of the slice replaces the row at slot rows[i], in the lanes and parts that the slice has; the rest is
+// untouched, positions included. Errors: shapes or pools differ, as many rows as the slice has are not named,
+// a slot is out of range or named twice, or a lane lacks the row that would be replaced.
 Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<const int> rows);
 
-// Drops the selected rows from the selected lanes (K and V together, as attention needs both: a selection of one part is
-// an error). A row that no lane holds any more is gone, and the rows behind it move up.
+// Drops the selected rows from the selected lanes (K and V together, as attention needs both: a selection of
+// one part is an error). A row that no lane holds any more is gone, and the rows behind it move up.
 Result<KvCache> erase(const KvCache& cache, const Selection& selection);
 // The first `size` rows. Errors: size outside 0 .. cache.size().
 Result<KvCache> truncate(const KvCache& cache, int size);
@@ -64,15 +66,17 @@ enum class NoiseKind {
   kChannel,   // gaussian with each lane's mean and covariance over channels
   kPermuted,  // the same vectors, rows in another order (the same order in every lane)
   kZero,
-  kMean,      // each lane's mean row
+  kMean,  // each lane's mean row
 };
 Result<NoiseKind> parse_noise_kind(std::string_view text);
 // The same (slice, kind, seed) gives the same bits. Errors: the pool is exhausted.
 Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed);
 
-// The other half for lanes that have K alone or V alone: vectors of `source` (which has that half of those rows) made
-// into noise of the given kind. With no kind: the source's own vectors. Errors: the source lacks them.
-Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::optional<NoiseKind> kind, uint64_t seed);
+// The other half for lanes that have K alone or V alone: vectors of `source` (which has that half of those
+// rows) made into noise of the given kind. With no kind: the source's own vectors. Errors: the source lacks
+// them.
+Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::optional<NoiseKind> kind,
+                             uint64_t seed);
 
 // The slice as a cache of its own. Errors: a lane has K but not V, or the reverse.
 Result<KvCache> to_cache(const KvSlice& slice);

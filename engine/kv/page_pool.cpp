@@ -15,16 +15,17 @@ Result<std::shared_ptr<PagePool>> PagePool::create(CacheType type, int head_dim,
   const size_t page_bytes = kv_page_bytes(type, head_dim);
   const size_t capacity = std::min<size_t>(budget_bytes / page_bytes, std::numeric_limits<PageId>::max());
   if (capacity == 0) {
-    return Status::error(
-        fmt::format("cache pool: a budget of {} bytes is below one page ({} bytes)", budget_bytes, page_bytes));
+    return Status::error(fmt::format("cache pool: a budget of {} bytes is below one page ({} bytes)",
+                                     budget_bytes, page_bytes));
   }
-  void* arena = mmap(nullptr, capacity * page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                     -1, 0);
+  void* arena = mmap(nullptr, capacity * page_bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (arena == MAP_FAILED) {
     return Status::error(
         fmt::format("cache pool: cannot map {} bytes: {}", capacity * page_bytes, std::strerror(errno)));
   }
-  return std::shared_ptr<PagePool>(new PagePool(type, head_dim, page_bytes, capacity, static_cast<std::byte*>(arena)));
+  return std::shared_ptr<PagePool>(
+      new PagePool(type, head_dim, page_bytes, capacity, static_cast<std::byte*>(arena)));
 }
 
 PagePool::PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity, std::byte* arena)
@@ -37,8 +38,8 @@ PagePool::~PagePool() {
 
 Status PagePool::require(size_t pages) const {
   if (pages <= capacity_ - held_) return {};
-  return Status::error(fmt::format("cache pool exhausted: {} bytes wanted, {} held, {} allowed", pages * page_bytes_,
-                                   held_ * page_bytes_, capacity_ * page_bytes_));
+  return Status::error(fmt::format("cache pool exhausted: {} bytes wanted, {} held, {} allowed",
+                                   pages * page_bytes_, held_ * page_bytes_, capacity_ * page_bytes_));
 }
 
 PageId PagePool::allocate() {

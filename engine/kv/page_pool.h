@@ -1,7 +1,8 @@
 // The memory of KV pages: one arena with a byte budget, reference counts, copy-on-write.
 //
-// Pages are shared between caches and slices; a page may be written only while exactly one of them holds it. The pool
-// and everything over it belong to one thread at a time (kernels may read and write page bytes from many).
+// Pages are shared between caches and slices; a page may be written only while exactly one of them holds it.
+// The pool and everything over it belong to one thread at a time (kernels may read and write page bytes from
+// many).
 #pragma once
 
 #include <cstddef>
@@ -18,8 +19,8 @@ using PageId = uint32_t;
 
 class PagePool {
  public:
-  // An arena for up to `budget_bytes` of pages of one layout. The budget is address space only: memory is taken page by
-  // page as it is written. Errors: a budget below one page; address space that cannot be had.
+  // An arena for up to `budget_bytes` of pages of one layout. The budget is address space only: memory is
+  // taken page by page as it is written. Errors: a budget below one page; address space that cannot be had.
   static Result<std::shared_ptr<PagePool>> create(CacheType type, int head_dim, size_t budget_bytes);
   ~PagePool();
   PagePool(const PagePool&) = delete;

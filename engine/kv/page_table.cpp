@@ -75,7 +75,8 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
       // The last rows move to a page of our own, so that a lane never ends in a row of half-used pages.
       KvSpan& last = spans_.back();
       for (int r = 0; r < last.count; ++r) {
-        kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->data(last.page), last.first + r, pool_->data(page), r);
+        kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->data(last.page), last.first + r,
+                    pool_->data(page), r);
       }
       pool_->count_copied_rows(last.count);
       pool_->release(last.page);

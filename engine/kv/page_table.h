@@ -1,7 +1,7 @@
 // The page table of one lane's K or V: which rows of which pages stand at which slots.
 //
-// Every cache operation that only moves rows (extract, insert, erase, ...) is made of append(): it copies spans, never
-// rows. A table holds a reference on each page it names.
+// Every cache operation that only moves rows (extract, insert, erase, ...) is made of append(): it copies
+// spans, never rows. A table holds a reference on each page it names.
 #pragma once
 
 #include <memory>
@@ -23,17 +23,19 @@ class PageTable {
   int rows() const { return rows_; }
   bool holds(int slot) const { return find(slot) != nullptr; }
 
-  // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every row here.
+  // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every
+  // row here.
   void append(const PageTable& from, int begin, int end, int delta);
-  // Appends one fresh row at `slot` and returns where to write it. A page shared with others, or whose next row is not
-  // the last span's successor, is left alone: its rows are copied (copy-on-write) or a new page is begun.
-  // REQUIRES: pages_to_extend(1, false) pages can be allocated.
+  // Appends one fresh row at `slot` and returns where to write it. A page shared with others, or whose next
+  // row is not the last span's successor, is left alone: its rows are copied (copy-on-write) or a new page is
+  // begun. REQUIRES: pages_to_extend(1, false) pages can be allocated.
   struct RowPlace {
     std::byte* page;
     int row;
   };
   RowPlace extend(Part part, int slot);
-  // Pages that appending `rows` fresh rows at consecutive slots allocates. `forked`: to a copy of this table, made first.
+  // Pages that appending `rows` fresh rows at consecutive slots allocates. `forked`: to a copy of this table,
+  // made first.
   size_t pages_to_extend(int rows, bool forked) const;
 
   // The row at `slot` as f32. REQUIRES: holds(slot).

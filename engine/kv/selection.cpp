@@ -59,7 +59,8 @@ Result<std::vector<int>> parse_ranges(std::string_view text, std::string_view wh
     if (!first || !last) return refuse(range, "is neither a number nor a range such as 3-12");
     if (*last < *first) return refuse(range, "is reversed");
     if (*last >= count) return refuse(range, "is out of range");
-    if (!out.empty() && *first <= out.back()) return refuse(range, "overlaps or precedes what comes before it");
+    if (!out.empty() && *first <= out.back())
+      return refuse(range, "overlaps or precedes what comes before it");
     for (int i = *first; i <= *last; ++i) out.push_back(i);
   }
   return out;
@@ -93,7 +94,8 @@ Result<Selection> Selection::parse(std::string_view text, const CacheShape& shap
     } else if (key == "parts") {
       KVFOLD_RETURN_IF_ERROR(parse_parts(value, selection));
     } else {
-      return Status::error(fmt::format("selection: unknown word '{}'; known are layers, heads, parts, rows", key));
+      return Status::error(
+          fmt::format("selection: unknown word '{}'; known are layers, heads, parts, rows", key));
     }
   }
   return selection;

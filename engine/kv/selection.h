@@ -29,9 +29,9 @@ struct Selection {
   bool values = true;
 
   static Selection all(const CacheShape& shape, int rows);
-  // The text form: "layers=0-9,20 heads=* parts=k rows=3-12". Words may come in any order; what is not named is all of
-  // it. Ranges include both ends. Errors: unknown or repeated words, reversed, overlapping, negative or out-of-range
-  // ranges; the message says what was asked and what exists.
+  // The text form: "layers=0-9,20 heads=* parts=k rows=3-12". Words may come in any order; what is not named
+  // is all of it. Ranges include both ends. Errors: unknown or repeated words, reversed, overlapping,
+  // negative or out-of-range ranges; the message says what was asked and what exists.
   static Result<Selection> parse(std::string_view text, const CacheShape& shape, int rows);
 
   bool empty() const { return layers.empty() || heads.empty() || rows.empty() || (!keys && !values); }

@@ -9,11 +9,11 @@
 namespace kvfold {
 namespace {
 
-// GPT-2's alphabet writes every byte as a printable character: printable Latin-1 stands for itself, the other 68 bytes
-// for U+0100 and up, in order.
+// GPT-2's alphabet writes every byte as a printable character: printable Latin-1 stands for itself, the other
+// 68 bytes for U+0100 and up, in order.
 struct Alphabet {
-  std::array<std::string, 256> text;     // UTF-8 of each byte's character
-  std::array<int, 0x180> bytes;          // byte of each character, or -1
+  std::array<std::string, 256> text;  // UTF-8 of each byte's character
+  std::array<int, 0x180> bytes;       // byte of each character, or -1
 
   Alphabet() {
     bytes.fill(-1);
@@ -40,7 +40,9 @@ std::string alphabet_to_bytes(std::string_view token) {
     if (utf8_first(token.substr(at), length) != Utf8::kValid) length = 1;
     const std::string_view c = token.substr(at, length);
     const auto lead = static_cast<unsigned char>(c[0]);
-    const int code = length == 1 ? lead : length == 2 ? (lead & 31) << 6 | (static_cast<unsigned char>(c[1]) & 63) : -1;
+    const int code = length == 1   ? lead
+                     : length == 2 ? (lead & 31) << 6 | (static_cast<unsigned char>(c[1]) & 63)
+                                   : -1;
     const int byte = code >= 0 && code < 0x180 ? alphabet().bytes[code] : -1;
     if (byte >= 0) {
       out += static_cast<char>(byte);
@@ -150,8 +152,8 @@ Status BpeTokenizer::read_merges() {
     const TokenId left_id = find(left);
     const TokenId right_id = find(right);
     if (right.empty() || left_id < 0 || right_id < 0 || entry.merged < 0) {
-      return Status::error(fmt::format("tokenizer.ggml.merges: merge {}: expected two tokens of the vocabulary whose union is one",
-                                       rank));
+      return Status::error(fmt::format(
+          "tokenizer.ggml.merges: merge {}: expected two tokens of the vocabulary whose union is one", rank));
     }
     merges_.add(left_id, right_id, entry);
   }

@@ -12,8 +12,10 @@ namespace kvfold {
 
 class BpeTokenizer final : public Tokenizer {
  public:
-  // Errors: an unknown pre-tokenizer, a merge that is not two known tokens whose union is known, bytes without a token.
-  static Result<std::shared_ptr<const Tokenizer>> create(VocabularySource source, std::shared_ptr<const void> storage);
+  // Errors: an unknown pre-tokenizer, a merge that is not two known tokens whose union is known, bytes
+  // without a token.
+  static Result<std::shared_ptr<const Tokenizer>> create(VocabularySource source,
+                                                         std::shared_ptr<const void> storage);
 
   std::string token_bytes(TokenId id, bool special) const override;
 

@@ -5,7 +5,9 @@
 namespace kvfold {
 namespace {
 
-bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
 
 std::string trim(std::string_view text) {
   constexpr std::string_view kSpace = " \t\n\r\v\f";
@@ -14,8 +16,8 @@ std::string trim(std::string_view text) {
   return std::string(text.substr(first, text.find_last_not_of(kSpace) - first + 1));
 }
 
-// The system message that a ChatML template writes by itself: the literal text between the system turn's head and its
-// end. A Jinja source may hold its line breaks as they are or as \n.
+// The system message that a ChatML template writes by itself: the literal text between the system turn's head
+// and its end. A Jinja source may hold its line breaks as they are or as \n.
 std::string find_default_system(std::string_view jinja) {
   constexpr std::string_view kHead = "<|im_start|>system";
   for (size_t at = jinja.find(kHead); at != std::string_view::npos; at = jinja.find(kHead, at + 1)) {
@@ -29,7 +31,8 @@ std::string find_default_system(std::string_view jinja) {
     }
     const std::string_view message = rest.substr(0, rest.find("<|im_end|>"));
     // A quote or a brace means that the literal ended and an expression follows.
-    if (message.size() < rest.size() && !message.empty() && message.find_first_of("'\"{}") == std::string_view::npos)
+    if (message.size() < rest.size() && !message.empty() &&
+        message.find_first_of("'\"{}") == std::string_view::npos)
       return std::string(message);
   }
   return "";
@@ -54,15 +57,19 @@ Result<ChatTemplate> ChatTemplate::from(const VocabularySource& vocabulary) {
     return ChatTemplate(Family::kChatMl, find_default_system(jinja), vocabulary);
   if (contains(jinja, "<|user|>") && contains(jinja, "<|assistant|>") && contains(jinja, "eos_token"))
     return ChatTemplate(Family::kZephyr, "", vocabulary);
-  if (contains(jinja, "[INST]") && contains(jinja, "<<SYS>>")) return ChatTemplate(Family::kLlama2, "", vocabulary);
+  if (contains(jinja, "[INST]") && contains(jinja, "<<SYS>>"))
+    return ChatTemplate(Family::kLlama2, "", vocabulary);
   return Status::error("tokenizer.chat_template: of no known family; known are ChatML, Zephyr and Llama-2");
 }
 
 std::string_view ChatTemplate::name() const {
   switch (family_) {
-    case Family::kChatMl: return "chatml";
-    case Family::kZephyr: return "zephyr";
-    case Family::kLlama2: break;
+    case Family::kChatMl:
+      return "chatml";
+    case Family::kZephyr:
+      return "zephyr";
+    case Family::kLlama2:
+      break;
   }
   return "llama-2";
 }
@@ -72,15 +79,18 @@ Result<std::string> ChatTemplate::render(std::span<const ChatMessage> messages, 
   for (size_t i = 0; i < messages.size(); ++i) {
     const std::string& role = messages[i].role;
     if (role != "system" && role != "user" && role != "assistant")
-      return Status::error(fmt::format("chat message {}: found role '{}', expected system, user or assistant", i, role));
+      return Status::error(
+          fmt::format("chat message {}: found role '{}', expected system, user or assistant", i, role));
     if (role == "system" && i > 0)
       return Status::error(fmt::format("chat message {}: a system message comes first", i));
   }
   switch (family_) {
     case Family::kChatMl:
       return render_chatml(messages, add_generation_prompt, default_system == DefaultSystem::kAdd);
-    case Family::kZephyr: return render_zephyr(messages, add_generation_prompt);
-    case Family::kLlama2: break;
+    case Family::kZephyr:
+      return render_zephyr(messages, add_generation_prompt);
+    case Family::kLlama2:
+      break;
   }
   return render_llama2(messages);
 }
@@ -91,19 +101,22 @@ std::string ChatTemplate::render_chatml(std::span<const ChatMessage> messages, b
   const bool has_system = !messages.empty() && messages[0].role == "system";
   if (!has_system && add_default && !default_system_.empty())
     out += fmt::format("<|im_start|>system\n{}<|im_end|>\n", default_system_);
-  for (const ChatMessage& m : messages) out += fmt::format("<|im_start|>{}\n{}<|im_end|>\n", m.role, m.content);
+  for (const ChatMessage& m : messages)
+    out += fmt::format("<|im_start|>{}\n{}<|im_end|>\n", m.role, m.content);
   if (add_generation_prompt) out += "<|im_start|>assistant\n";
   return out;
 }
 
-std::string ChatTemplate::render_zephyr(std::span<const ChatMessage> messages, bool add_generation_prompt) const {
+std::string ChatTemplate::render_zephyr(std::span<const ChatMessage> messages,
+                                        bool add_generation_prompt) const {
   std::string out;
   for (const ChatMessage& m : messages) out += fmt::format("<|{}|>\n{}{}\n", m.role, m.content, eos_);
   if (add_generation_prompt) out += "<|assistant|>\n";
   return out;
 }
 
-// [INST] opens the user's turn and [/INST] closes it, so an answer begins there with or without a generation prompt.
+// [INST] opens the user's turn and [/INST] closes it, so an answer begins there with or without a generation
+// prompt.
 Result<std::string> ChatTemplate::render_llama2(std::span<const ChatMessage> messages) const {
   std::string out;
   std::string system;
@@ -114,7 +127,8 @@ Result<std::string> ChatTemplate::render_llama2(std::span<const ChatMessage> mes
       system = fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n", m.content);
       continue;
     }
-    if ((m.role == "user") != user_next) return Status::error("llama-2 chat: user and assistant must take turns, user first");
+    if ((m.role == "user") != user_next)
+      return Status::error("llama-2 chat: user and assistant must take turns, user first");
     if (user_next) {
       out += fmt::format("{}[INST] {} [/INST]", first ? "" : bos_, trim(system + m.content));
       system.clear();

@@ -1,5 +1,5 @@
-// Chat templates. The four that the supported models use are written out; which one applies is read off the model's
-// own Jinja template, and a template of no known family is refused.
+// Chat templates. The four that the supported models use are written out; which one applies is read off the
+// model's own Jinja template, and a template of no known family is refused.
 #pragma once
 
 #include <span>
@@ -34,7 +34,8 @@ class ChatTemplate {
  private:
   enum class Family { kChatMl, kZephyr, kLlama2 };
   ChatTemplate(Family family, std::string default_system, const VocabularySource& vocabulary);
-  std::string render_chatml(std::span<const ChatMessage> messages, bool add_generation_prompt, bool add_default) const;
+  std::string render_chatml(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                            bool add_default) const;
   std::string render_zephyr(std::span<const ChatMessage> messages, bool add_generation_prompt) const;
   Result<std::string> render_llama2(std::span<const ChatMessage> messages) const;
 

@@ -18,15 +18,15 @@ namespace {
 #define WS R"(\t-\r\x{85}\p{Z})"
 
 // The patterns are those of the models' own tokenizer definitions, with \s and \S so expanded.
-constexpr const char* kGpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^)" WS R"(\p{L}\p{N}]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
+constexpr const char* kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^)" WS R"(\p{L}\p{N}]+|[)" WS
+                              R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
 constexpr const char* kDigit = R"(\p{N})";
 constexpr const char* kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^)" WS R"(\p{L}\p{N}]+[\r\n]*|[)" WS
     R"(]*[\r\n]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
 constexpr const char* kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^)" WS R"(\p{L}\p{N}]+[\r\n]*|[)" WS
-    R"(]*[\r\n]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^)" WS
+    R"(\p{L}\p{N}]+[\r\n]*|[)" WS R"(]*[\r\n]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
 
 struct Definition {
   std::string_view name;
@@ -103,10 +103,12 @@ class RegexPreTokenizer : public PreTokenizer {
 Result<std::shared_ptr<const PreTokenizer>> PreTokenizer::create(std::string_view name) {
   std::string known;
   for (const Definition& definition : kDefinitions) {
-    if (definition.name == name) return std::shared_ptr<const PreTokenizer>(new RegexPreTokenizer(definition));
+    if (definition.name == name)
+      return std::shared_ptr<const PreTokenizer>(new RegexPreTokenizer(definition));
     known += (known.empty() ? "" : ", ") + std::string(definition.name);
   }
-  return Status::error(fmt::format("tokenizer.ggml.pre: found '{}', expected one of {}", name.substr(0, 80), known));
+  return Status::error(
+      fmt::format("tokenizer.ggml.pre: found '{}', expected one of {}", name.substr(0, 80), known));
 }
 
 std::string normalize_nfc(std::string_view text) {
@@ -114,9 +116,9 @@ std::string normalize_nfc(std::string_view text) {
   for (const char c : text) ascii &= static_cast<unsigned char>(c) < 0x80;
   if (ascii) return std::string(text);
   utf8proc_uint8_t* out = nullptr;
-  const utf8proc_ssize_t length =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()), &out,
-                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const utf8proc_ssize_t length = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+      &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   if (length < 0) return std::string(text);
   std::string normal(reinterpret_cast<const char*>(out), static_cast<size_t>(length));
   std::free(out);

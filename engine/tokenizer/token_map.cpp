@@ -16,7 +16,8 @@ uint64_t pair_key(TokenId left, TokenId right) {
 
 }  // namespace
 
-TokenMap::TokenMap(const std::vector<std::string_view>& tokens) : tokens_(&tokens), slots_(table_size(tokens.size()), -1) {
+TokenMap::TokenMap(const std::vector<std::string_view>& tokens)
+    : tokens_(&tokens), slots_(table_size(tokens.size()), -1) {
   for (size_t id = 0; id < tokens.size(); ++id) {
     TokenId& at = slots_[slot(tokens[id])];
     if (at < 0) at = static_cast<TokenId>(id);

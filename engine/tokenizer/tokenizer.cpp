@@ -11,7 +11,8 @@ namespace kvfold {
 namespace {
 
 // Tokens that end a turn in the supported models, whatever the file calls its EOS.
-constexpr std::string_view kEndNames[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>"};
+constexpr std::string_view kEndNames[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>",
+                                          "</s>"};
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 int hex_digit(char c) {
@@ -26,8 +27,8 @@ int hex_digit(char c) {
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::create(VocabularySource source,
                                                            std::shared_ptr<const void> storage) {
   if (source.model == "gpt2") return BpeTokenizer::create(std::move(source), std::move(storage));
-  return Status::error(
-      fmt::format("tokenizer.ggml.model: found '{}', expected gpt2 (byte-level BPE)", source.model.substr(0, 80)));
+  return Status::error(fmt::format("tokenizer.ggml.model: found '{}', expected gpt2 (byte-level BPE)",
+                                   source.model.substr(0, 80)));
 }
 
 Tokenizer::Tokenizer(VocabularySource source, std::shared_ptr<const void> storage)
@@ -41,12 +42,14 @@ Status Tokenizer::read_special() {
   for (TokenId id = 0; id < size(); ++id) {
     const std::string_view text = source_.tokens[id];
     if (type(id) == TokenType::kByte && byte_token(id) < 0)
-      return Status::error(fmt::format("tokenizer.ggml.tokens: byte token {}: expected <0x00> to <0xFF>", id));
+      return Status::error(
+          fmt::format("tokenizer.ggml.tokens: byte token {}: expected <0x00> to <0xFF>", id));
     if (is_special(id) && !text.empty()) special_[static_cast<unsigned char>(text[0])].push_back(id);
   }
   for (std::vector<TokenId>& ids : special_)
-    std::stable_sort(ids.begin(), ids.end(),
-                     [&](TokenId a, TokenId b) { return source_.tokens[a].size() > source_.tokens[b].size(); });
+    std::stable_sort(ids.begin(), ids.end(), [&](TokenId a, TokenId b) {
+      return source_.tokens[a].size() > source_.tokens[b].size();
+    });
   return {};
 }
 

@@ -23,9 +23,10 @@ struct EncodeOptions {
 
 class Tokenizer {
  public:
-  // Errors: an unknown tokenizer model or pre-tokenizer, a merge that is not of known tokens, a byte token that names no
-  // byte. `storage` keeps the views inside `source` alive.
-  static Result<std::shared_ptr<const Tokenizer>> create(VocabularySource source, std::shared_ptr<const void> storage);
+  // Errors: an unknown tokenizer model or pre-tokenizer, a merge that is not of known tokens, a byte token
+  // that names no byte. `storage` keeps the views inside `source` alive.
+  static Result<std::shared_ptr<const Tokenizer>> create(VocabularySource source,
+                                                         std::shared_ptr<const void> storage);
   virtual ~Tokenizer() = default;
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
@@ -70,8 +71,8 @@ class Tokenizer {
   std::array<std::vector<TokenId>, 256> special_;  // by first byte, longest first
 };
 
-// Decodes token by token for a person who watches: bytes of an unfinished UTF-8 character are held back until it is
-// whole; bytes that can never become one come out as U+FFFD.
+// Decodes token by token for a person who watches: bytes of an unfinished UTF-8 character are held back until
+// it is whole; bytes that can never become one come out as U+FFFD.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}

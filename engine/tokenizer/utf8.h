@@ -9,8 +9,8 @@ namespace kvfold {
 
 enum class Utf8 { kValid, kIncomplete, kInvalid };
 
-// The character that `text` begins with: its length in bytes in `length` when valid. Incomplete: more bytes could make it
-// valid. REQUIRES: text is not empty.
+// The character that `text` begins with: its length in bytes in `length` when valid. Incomplete: more bytes
+// could make it valid. REQUIRES: text is not empty.
 Utf8 utf8_first(std::string_view text, size_t& length);
 
 // Length of the longest valid prefix of `text`.

@@ -11,11 +11,18 @@ namespace kvfold {
 using TokenId = int32_t;
 
 // GGUF's tokenizer.ggml.token_type values.
-enum class TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
+enum class TokenType : int32_t {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
 
 struct VocabularySource {
-  std::string model;          // tokenizer.ggml.model: "gpt2" is byte-level BPE, "llama" is SPM
-  std::string pre_tokenizer;  // tokenizer.ggml.pre: "smollm", "qwen2", "gpt-2", "llama-bpe"
+  std::string model;                     // tokenizer.ggml.model: "gpt2" is byte-level BPE, "llama" is SPM
+  std::string pre_tokenizer;             // tokenizer.ggml.pre: "smollm", "qwen2", "gpt-2", "llama-bpe"
   std::vector<std::string_view> tokens;  // [vocab_size], in the byte-level alphabet for "gpt2"
   std::vector<std::string_view> merges;  // "left right", by rank
   std::vector<TokenType> types;          // [vocab_size], or empty: all normal

@@ -72,7 +72,8 @@ Result<KvSlice> select_rows(const KvCache& source, const RunOptions& options) {
   Selection both = selection;
   both.keys = both.values = true;
   KVFOLD_ASSIGN_OR_RETURN(const KvSlice natural, extract(source, both));
-  KVFOLD_ASSIGN_OR_RETURN(const NoiseKind kind, parse_noise_kind(options.fill == "noise" ? "matched" : options.fill));
+  KVFOLD_ASSIGN_OR_RETURN(const NoiseKind kind,
+                          parse_noise_kind(options.fill == "noise" ? "matched" : options.fill));
   return fill_missing(slice, natural, kind, options.seed);
 }
 
@@ -131,10 +132,12 @@ Action add_cache_run(CLI::App& app) {
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   app.add_option("--insert", options->insert,
-                 "where the saved rows go: start, middle, end (the text's last token is fed behind them), or the number "
+                 "where the saved rows go: start, middle, end (the text's last token is fed behind them), or "
+                 "the number "
                  "of the text's tokens fed before them")
       ->capture_default_str();
-  app.add_option("--positions", options->positions, "the positions they take: follow, keep, overlap, gap:N or from:N")
+  app.add_option("--positions", options->positions,
+                 "the positions they take: follow, keep, overlap, gap:N or from:N")
       ->capture_default_str();
   app.add_option("--select", options->select, "which of them: \"layers=0-9,20 heads=* parts=k rows=3-12\"");
   app.add_option("--fill", options->fill, "the other half where parts=k or parts=v")

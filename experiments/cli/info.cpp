@@ -31,8 +31,8 @@ std::map<std::string, TypeTotal> count_types(const ModelSource& source) {
   add(source.output_norm);
   if (!source.tied_output) add(source.output);
   for (const LayerTensors& l : source.layers)
-    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv, &l.q_norm,
-                                   &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
+    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv,
+                                   &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
       add(*view);
   return totals;
 }
@@ -91,8 +91,9 @@ Action add_info(CLI::App& app) {
     }
     for (const auto& [key, value] : description.items()) {
       fmt::print("{:<24}{}\n", key,
-                 value.is_string() ? value.get<std::string>()
-                                   : value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+                 value.is_string()
+                     ? value.get<std::string>()
+                     : value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
     }
     return {};
   };

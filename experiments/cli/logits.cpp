@@ -10,7 +10,8 @@
 namespace kvfold::cli {
 namespace {
 
-// The header of a .npy file, version 1.0, of little-endian f32 in C order (NumPy's format specification, NEP 1).
+// The header of a .npy file, version 1.0, of little-endian f32 in C order (NumPy's format specification, NEP
+// 1).
 std::string npy_header(size_t rows, size_t columns) {
   static_assert(std::endian::native == std::endian::little);
   const std::string dict =

@@ -61,8 +61,8 @@ Status generate(const GenerateOptions& options) {
   }
   fmt::print("\n");
   if (isatty(STDERR_FILENO) != 0)
-    fmt::print(stderr, "{} tokens in, {:.0f}/s; {} out, {:.1f}/s\n", ids.size(), rate(ids.size(), prefilled - begin),
-               out.ids.size(), decode_rate);
+    fmt::print(stderr, "{} tokens in, {:.0f}/s; {} out, {:.1f}/s\n", ids.size(),
+               rate(ids.size(), prefilled - begin), out.ids.size(), decode_rate);
   return {};
 }
 
@@ -81,18 +81,21 @@ Status perplexity(const PerplexityOptions& options) {
   const bool show = isatty(STDERR_FILENO) != 0;
   double nll = 0;
   const Feed feed{&cache, ids, Wanted::kAll};
-  KVFOLD_RETURN_IF_ERROR(session->feed(std::span(&feed, 1), [&](int, int token, std::span<const float> logits) {
-    const size_t next = static_cast<size_t>(token) + 1;
-    if (next < ids.size()) nll -= log_probability(logits, ids[next]);
-    if (show && (next % 16 == 0 || next == ids.size())) fmt::print(stderr, "\r{} of {} tokens", next, ids.size());
-  }));
+  KVFOLD_RETURN_IF_ERROR(
+      session->feed(std::span(&feed, 1), [&](int, int token, std::span<const float> logits) {
+        const size_t next = static_cast<size_t>(token) + 1;
+        if (next < ids.size()) nll -= log_probability(logits, ids[next]);
+        if (show && (next % 16 == 0 || next == ids.size()))
+          fmt::print(stderr, "\r{} of {} tokens", next, ids.size());
+      }));
   if (show) fmt::print(stderr, "\n");
   const auto scored = static_cast<double>(ids.size() - 1);
   nll /= scored;
   if (options.json) {
     print_json({{"nll", nll}, {"perplexity", std::exp(nll)}, {"tokens", ids.size() - 1}});
   } else {
-    fmt::print("mean NLL {:.4f} nats, perplexity {:.3f}, over {} next tokens\n", nll, std::exp(nll), ids.size() - 1);
+    fmt::print("mean NLL {:.4f} nats, perplexity {:.3f}, over {} next tokens\n", nll, std::exp(nll),
+               ids.size() - 1);
   }
   return {};
 }
@@ -133,12 +136,16 @@ Action add_generate(CLI::App& app) {
   auto options = std::make_shared<GenerateOptions>();
   options->model.declare(app);
   app.add_option("--prompt", options->prompt, "the text to continue")->required();
-  app.add_option("-n", options->count, "most tokens to generate")->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  app.add_flag("--chat", options->chat, "put the prompt into the model's chat template as the user's message");
+  app.add_option("-n", options->count, "most tokens to generate")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  app.add_flag("--chat", options->chat,
+               "put the prompt into the model's chat template as the user's message");
   SamplerOptions& sampler = options->sampler;
   app.add_option("--temp", sampler.temperature, "temperature; 0 is greedy")->check(CLI::Range(0.0F, 100.0F));
   app.add_option("--seed", sampler.seed, "seed of the sampler");
-  app.add_option("--top-k", sampler.top_k, "sample among the k likeliest; 0: all")->check(CLI::Range(0, 1 << 24));
+  app.add_option("--top-k", sampler.top_k, "sample among the k likeliest; 0: all")
+      ->check(CLI::Range(0, 1 << 24));
   app.add_option("--top-p", sampler.top_p, "sample among the likeliest that reach p together")
       ->check(CLI::Range(1e-6F, 1.0F));
   app.add_flag("--json", options->json, "print ids, text and rates as JSON");

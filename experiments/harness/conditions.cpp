@@ -16,7 +16,8 @@ Result<KvSlice> source_rows(Session& session, const FramedTrial& trial) {
   KVFOLD_RETURN_IF_ERROR(feed(session, cache, trial.prefix));
   KVFOLD_RETURN_IF_ERROR(feed(session, cache, trial.source));
   Selection selection = Selection::all(cache.shape(), cache.size());
-  selection.rows.erase(selection.rows.begin(), selection.rows.begin() + static_cast<std::ptrdiff_t>(trial.prefix.size()));
+  selection.rows.erase(selection.rows.begin(),
+                       selection.rows.begin() + static_cast<std::ptrdiff_t>(trial.prefix.size()));
   return extract(cache, selection);
 }
 
@@ -24,16 +25,22 @@ Result<KvSlice> source_rows(Session& session, const FramedTrial& trial) {
 
 const char* condition_name(Condition condition) {
   switch (condition) {
-    case Condition::kBaseline: return "baseline";
-    case Condition::kSameCache: return "same-cache";
-    case Condition::kNoise: return "noise";
-    case Condition::kText: return "text";
-    case Condition::kTransfer: break;
+    case Condition::kBaseline:
+      return "baseline";
+    case Condition::kSameCache:
+      return "same-cache";
+    case Condition::kNoise:
+      return "noise";
+    case Condition::kText:
+      return "text";
+    case Condition::kTransfer:
+      break;
   }
   return "transfer";
 }
 
-Result<std::vector<ConditionCache>> build_conditions(Session& session, const FramedTrial& trial, uint64_t seed) {
+Result<std::vector<ConditionCache>> build_conditions(Session& session, const FramedTrial& trial,
+                                                     uint64_t seed) {
   KVFOLD_ASSIGN_OR_RETURN(const KvSlice source, source_rows(session, trial));
   KVFOLD_ASSIGN_OR_RETURN(const KvSlice made_up, noise(source, NoiseKind::kMatched, seed));
   KvCache prefix = session.make_cache();

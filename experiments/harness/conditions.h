@@ -26,8 +26,10 @@ struct ConditionCache {
   int inserted_begin = 0, inserted_end = 0;  // slots of rows that do not belong to the target
 };
 
-// Builds every condition but same-cache (which is baseline's cache after a round trip through a file and a process).
-// The transfer's source is computed alone and its rows inserted at the start, so that positions follow. Errors: the pool.
-Result<std::vector<ConditionCache>> build_conditions(Session& session, const FramedTrial& trial, uint64_t seed);
+// Builds every condition but same-cache (which is baseline's cache after a round trip through a file and a
+// process). The transfer's source is computed alone and its rows inserted at the start, so that positions
+// follow. Errors: the pool.
+Result<std::vector<ConditionCache>> build_conditions(Session& session, const FramedTrial& trial,
+                                                     uint64_t seed);
 
 }  // namespace kvfold

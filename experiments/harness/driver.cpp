@@ -39,14 +39,15 @@ struct Prepared {
 // One line a trial on stderr; on a terminal a bar that is drawn over itself.
 class Progress {
  public:
-  Progress(std::string phase, size_t total) : phase_(std::move(phase)), total_(total), terminal_(isatty(STDERR_FILENO) != 0) {}
+  Progress(std::string phase, size_t total)
+      : phase_(std::move(phase)), total_(total), terminal_(isatty(STDERR_FILENO) != 0) {}
   void step(const FramedTrial& trial, const std::string& what) {
     ++done_;
     constexpr size_t kWidth = 24;
     const size_t filled = kWidth * done_ / total_;
     const std::string bar = std::string(filled, '#') + std::string(kWidth - filled, '.');
-    const std::string line =
-        fmt::format("{} [{}] {}/{} {} {}: {}", phase_, bar, done_, total_, trial.trial->name, framing_name(trial.framing), what);
+    const std::string line = fmt::format("{} [{}] {}/{} {} {}: {}", phase_, bar, done_, total_,
+                                         trial.trial->name, framing_name(trial.framing), what);
     if (terminal_) {
       fmt::print(stderr, "\r\x1b[K{}{}", line, done_ == total_ ? "\n" : "");
     } else {
@@ -129,13 +130,15 @@ class Run {
     std::vector<ReplayJob> jobs;
     for (const Prepared& p : prepared_) jobs.push_back({p.saved, p.trial.target.back()});
     KVFOLD_ASSIGN_OR_RETURN(
-        replayed_, replay_elsewhere({options_.model, options_.exact, options_.threads, options_.count}, jobs, folder_.scratch()));
+        replayed_, replay_elsewhere({options_.model, options_.exact, options_.threads, options_.count}, jobs,
+                                    folder_.scratch()));
     if (replayed_.size() != jobs.size()) return Status::error("same-cache: an answer is missing");
     return {};
   }
 
   // Bits that must be equal, or no result of this run means anything.
-  Status check_equal(const FramedTrial& trial, const Continuation& a, const Continuation& b, const char* what) const {
+  Status check_equal(const FramedTrial& trial, const Continuation& a, const Continuation& b,
+                     const char* what) const {
     if (a.ids == b.ids && a.hashes == b.hashes && a.ended == b.ended) return {};
     return Status::error(fmt::format("trial '{}' ({}): {} differ; the run is void", trial.trial->name,
                                      framing_name(trial.framing), what));
@@ -144,7 +147,8 @@ class Run {
   Result<TrialOutcome> measure(const Prepared& p, const Continuation& replayed) {
     std::vector<Start> starts;
     for (const ConditionCache& c : p.conditions) starts.push_back({c.cache.fork(), p.trial.target.back()});
-    KVFOLD_ASSIGN_OR_RETURN(std::vector<Continuation> continued, continue_greedily(session_, starts, options_.count));
+    KVFOLD_ASSIGN_OR_RETURN(std::vector<Continuation> continued,
+                            continue_greedily(session_, starts, options_.count));
     TrialOutcome out{&p.trial, {}};
     for (size_t i = 0; i < p.conditions.size(); ++i) {
       out.outcomes.push_back({});
@@ -156,7 +160,8 @@ class Run {
     same.continuation = replayed;
     out.outcomes.insert(out.outcomes.begin() + 1, std::move(same));
     KVFOLD_RETURN_IF_ERROR(check_equal(p.trial, out.of(Condition::kBaseline).continuation,
-                                       out.of(Condition::kSameCache).continuation, "same-cache and baseline"));
+                                       out.of(Condition::kSameCache).continuation,
+                                       "same-cache and baseline"));
     KVFOLD_RETURN_IF_ERROR(check_equal(p.trial, out.of(Condition::kText).continuation,
                                        out.of(Condition::kTransfer).continuation, "transfer and text"));
     KVFOLD_RETURN_IF_ERROR(measure_outcomes(p, out));
@@ -167,8 +172,8 @@ class Run {
     const Model& model = session_.model();
     const KvCache& baseline = p.conditions[0].cache;
     const TokenId last = p.trial.target.back();
-    KVFOLD_ASSIGN_OR_RETURN(const KvCache loaded,
-                            load_cache(p.saved, cache_model_info(model.source()), model.cache_shape(), session_.pool()));
+    KVFOLD_ASSIGN_OR_RETURN(const KvCache loaded, load_cache(p.saved, cache_model_info(model.source()),
+                                                             model.cache_shape(), session_.pool()));
     const std::vector<TokenId> reference = out.of(Condition::kBaseline).continuation.ids;
     KVFOLD_ASSIGN_OR_RETURN(const auto reference_logits, teacher_force(session_, baseline, last, reference));
     const RowNorms natural = mean_row_norms(baseline, p.conditions[0].inserted_end, baseline.size());
@@ -183,7 +188,8 @@ class Run {
       o.natural = natural;
       if (built != nullptr) o.injected = mean_row_norms(cache, built->inserted_begin, built->inserted_end);
       o.perplexity_own = perplexity(o.continuation.log_probabilities);
-      KVFOLD_ASSIGN_OR_RETURN(const auto under_baseline, teacher_force(session_, baseline, last, o.continuation.ids));
+      KVFOLD_ASSIGN_OR_RETURN(const auto under_baseline,
+                              teacher_force(session_, baseline, last, o.continuation.ids));
       o.perplexity_baseline = perplexity(score(under_baseline, o.continuation.ids));
       KVFOLD_ASSIGN_OR_RETURN(const auto along_reference, teacher_force(session_, cache, last, reference));
       o.kl = mean_kl(reference_logits, along_reference);
@@ -222,9 +228,11 @@ Status run(const Experiment& experiment, const Options& options) {
   Run run(experiment, options, *session, folder);
   KVFOLD_RETURN_IF_ERROR(run.run());
   const bool colour = isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr;
-  fmt::print("{}\nModel {}, {} tokens, greedy. Same-cache equals baseline, and transfer equals text, bit for bit.\n{}\n",
-             format_table(experiment, run.outcomes(), terminal_width(), colour), options.model, options.count,
-             folder.path() + "/trials.jsonl");
+  fmt::print(
+      "{}\nModel {}, {} tokens, greedy. Same-cache equals baseline, and transfer equals text, bit for "
+      "bit.\n{}\n",
+      format_table(experiment, run.outcomes(), terminal_width(), colour), options.model, options.count,
+      folder.path() + "/trials.jsonl");
   return {};
 }
 
@@ -240,10 +248,14 @@ int fail(std::string message) {
 int run_experiment(int argc, char** argv, const Experiment& experiment) {
   Options options;
   CLI::App app(fmt::format("Phase {}: {}", experiment.phase, experiment.question));
-  app.add_option("--model", options.model, "a GGUF file, or a name of weights/models.json")->capture_default_str();
+  app.add_option("--model", options.model, "a GGUF file, or a name of weights/models.json")
+      ->capture_default_str();
   app.add_option("--runs", options.runs, "the folder in which the run's own is made")->capture_default_str();
-  app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")->check(CLI::Range(1, 1024));
-  app.add_option("-n", options.count, "most tokens of an answer")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("-n", options.count, "most tokens of an answer")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("--seed", options.seed, "seed of the noise control")->capture_default_str();
   app.add_flag("--exact", options.exact, "f32 activations instead of int8 blocks");
   app.add_option("--replay", options.replay, "")->group("");  // the same-cache control's other process

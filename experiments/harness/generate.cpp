@@ -6,7 +6,8 @@
 
 namespace kvfold {
 
-Result<std::vector<Continuation>> continue_greedily(Session& session, std::span<const Start> starts, int count) {
+Result<std::vector<Continuation>> continue_greedily(Session& session, std::span<const Start> starts,
+                                                    int count) {
   std::vector<Continuation> out(starts.size());
   std::vector<KvCache> caches;
   std::vector<TokenId> next;
@@ -31,7 +32,8 @@ Result<std::vector<Continuation>> continue_greedily(Session& session, std::span<
       }
       next[i] = id;
     }));
-    std::erase_if(active, [&](size_t i) { return out[i].ended || static_cast<int>(out[i].ids.size()) == count; });
+    std::erase_if(active,
+                  [&](size_t i) { return out[i].ended || static_cast<int>(out[i].ids.size()) == count; });
   }
   return out;
 }

@@ -42,13 +42,16 @@ std::string one_line(const std::string& text, int width) {
 }  // namespace
 
 const Outcome& TrialOutcome::of(Condition condition) const {
-  const auto at = std::find_if(outcomes.begin(), outcomes.end(), [&](const Outcome& o) { return o.condition == condition; });
+  const auto at = std::find_if(outcomes.begin(), outcomes.end(),
+                               [&](const Outcome& o) { return o.condition == condition; });
   KVFOLD_CHECK(at != outcomes.end());
   return *at;
 }
 
 nlohmann::ordered_json to_json(const std::string& phase, const FramedTrial& trial, const Outcome& o) {
-  const auto optional = [](std::optional<double> value) { return value ? nlohmann::ordered_json(*value) : nullptr; };
+  const auto optional = [](std::optional<double> value) {
+    return value ? nlohmann::ordered_json(*value) : nullptr;
+  };
   return {{"phase", phase},
           {"trial", trial.trial->name},
           {"framing", framing_name(trial.framing)},
@@ -70,7 +73,8 @@ nlohmann::ordered_json to_json(const std::string& phase, const FramedTrial& tria
           {"natural_value_norm", o.natural.values}};
 }
 
-std::string format_table(const Experiment& experiment, std::span<const TrialOutcome> trials, int width, bool colour) {
+std::string format_table(const Experiment& experiment, std::span<const TrialOutcome> trials, int width,
+                         bool colour) {
   const auto style = [&](const char* code, const std::string& text) {
     return colour ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : text;
   };
@@ -81,19 +85,22 @@ std::string format_table(const Experiment& experiment, std::span<const TrialOutc
   for (const TrialOutcome& trial : trials) {
     if (trial.trial->trial != shown) {
       shown = trial.trial->trial;
-      out += fmt::format("\n\"{}\" -> \"{}\"   looking for: {}\n", shown->source, shown->target, join(shown->markers, ", "));
-      out += fmt::format("{:<7} {:<11} {:<14} {:>8} {:>8} {:>6} {:>6}  output\n", "framing", "condition", "found", "ppl",
-                         "ppl|base", "KL", "|K|");
+      out += fmt::format("\n\"{}\" -> \"{}\"   looking for: {}\n", shown->source, shown->target,
+                         join(shown->markers, ", "));
+      out += fmt::format("{:<7} {:<11} {:<14} {:>8} {:>8} {:>6} {:>6}  output\n", "framing", "condition",
+                         "found", "ppl", "ppl|base", "KL", "|K|");
     }
     for (const Outcome& o : trial.outcomes) {
       const std::string found = one_line(join(o.markers, ","), 14);
-      const std::string padded = found + std::string(static_cast<size_t>(std::max(0, 14 - static_cast<int>(found.size()))), ' ');
+      const std::string padded =
+          found + std::string(static_cast<size_t>(std::max(0, 14 - static_cast<int>(found.size()))), ' ');
       const bool all = !o.markers.empty() && o.markers.size() == shown->markers.size();
-      out += fmt::format("{:<7} {:<11} {} {:>8} {:>8} {:>6.2f} {:>6}  {}\n", framing_name(trial.trial->framing),
-                         condition_name(o.condition), all ? style("32", padded) : padded, number(o.perplexity_own),
-                         number(o.perplexity_baseline), o.kl,
-                         o.injected.keys > 0 ? fmt::format("{:.1f}", o.injected.keys) : "-",
-                         o.stall ? style("2", "(ended at once)") : one_line(o.output, room));
+      out +=
+          fmt::format("{:<7} {:<11} {} {:>8} {:>8} {:>6.2f} {:>6}  {}\n", framing_name(trial.trial->framing),
+                      condition_name(o.condition), all ? style("32", padded) : padded,
+                      number(o.perplexity_own), number(o.perplexity_baseline), o.kl,
+                      o.injected.keys > 0 ? fmt::format("{:.1f}", o.injected.keys) : "-",
+                      o.stall ? style("2", "(ended at once)") : one_line(o.output, room));
     }
   }
   out += "\n";
@@ -101,13 +108,16 @@ std::string format_table(const Experiment& experiment, std::span<const TrialOutc
     const Trial& t = *trial.trial->trial;
     const auto phrase = [&](Condition condition) {
       const Outcome& o = trial.of(condition);
-      return o.stall ? std::string("ends at once") : o.markers.empty() ? std::string("none") : join(o.markers, ", ");
+      return o.stall             ? std::string("ends at once")
+             : o.markers.empty() ? std::string("none")
+                                 : join(o.markers, ", ");
     };
     const bool success = trial.of(Condition::kTransfer).markers.size() == t.markers.size() &&
                          trial.of(Condition::kBaseline).markers.empty();
-    out += fmt::format("{:<18} {:<7} transfer: {}; baseline: {}{}\n", t.name, framing_name(trial.trial->framing),
-                       phrase(Condition::kTransfer), phrase(Condition::kBaseline),
-                       success ? style("32", "   <- the source, and only with its cache") : "");
+    out +=
+        fmt::format("{:<18} {:<7} transfer: {}; baseline: {}{}\n", t.name, framing_name(trial.trial->framing),
+                    phrase(Condition::kTransfer), phrase(Condition::kBaseline),
+                    success ? style("32", "   <- the source, and only with its cache") : "");
   }
   return out + "\n" + experiment.reading + "\n";
 }

@@ -34,6 +34,7 @@ struct TrialOutcome {
 nlohmann::ordered_json to_json(const std::string& phase, const FramedTrial& trial, const Outcome& outcome);
 
 // The final table of a run, for a terminal `width` columns wide; escape sequences only where `colour` is set.
-std::string format_table(const Experiment& experiment, std::span<const TrialOutcome> trials, int width, bool colour);
+std::string format_table(const Experiment& experiment, std::span<const TrialOutcome> trials, int width,
+                         bool colour);
 
 }  // namespace kvfold

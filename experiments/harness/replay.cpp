@@ -40,18 +40,21 @@ Status run_self(const std::string& path) {
   }
   int status = 0;
   while (waitpid(child, &status, 0) < 0)
-    if (errno != EINTR) return Status::error(fmt::format("cannot wait for a process: {}", std::strerror(errno)));
+    if (errno != EINTR)
+      return Status::error(fmt::format("cannot wait for a process: {}", std::strerror(errno)));
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
   return Status::error("same-cache: the process that loads the caches failed");
 }
 
 }  // namespace
 
-Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options, const std::vector<ReplayJob>& jobs,
+Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options,
+                                                   const std::vector<ReplayJob>& jobs,
                                                    const std::string& folder) {
   json request = {{"model", options.model}, {"exact", options.exact}, {"threads", options.threads},
-                  {"count", options.count}, {"jobs", json::array()}, {"answers", folder + "/answers.json"}};
-  for (const ReplayJob& job : jobs) request["jobs"].push_back({{"cache", job.cache_path}, {"token", job.token}});
+                  {"count", options.count}, {"jobs", json::array()},  {"answers", folder + "/answers.json"}};
+  for (const ReplayJob& job : jobs)
+    request["jobs"].push_back({{"cache", job.cache_path}, {"token", job.token}});
   const std::string path = folder + "/jobs.json";
   KVFOLD_RETURN_IF_ERROR(write_json(path, request));
   KVFOLD_RETURN_IF_ERROR(run_self(path));
@@ -74,16 +77,19 @@ Status run_replay(const std::string& jobs_path) {
   const Model& model = session->model();
   std::vector<Start> starts;
   for (const json& job : request.at("jobs")) {
-    KVFOLD_ASSIGN_OR_RETURN(KvCache cache, load_cache(job.at("cache").get<std::string>(), cache_model_info(model.source()),
-                                                      model.cache_shape(), session->pool()));
+    KVFOLD_ASSIGN_OR_RETURN(KvCache cache,
+                            load_cache(job.at("cache").get<std::string>(), cache_model_info(model.source()),
+                                       model.cache_shape(), session->pool()));
     starts.push_back({std::move(cache), job.at("token").get<TokenId>()});
   }
   KVFOLD_ASSIGN_OR_RETURN(const std::vector<Continuation> continued,
                           continue_greedily(*session, starts, request.at("count").get<int>()));
   json answers = json::array();
   for (const Continuation& c : continued)
-    answers.push_back(
-        {{"ids", c.ids}, {"ended", c.ended}, {"log_probabilities", c.log_probabilities}, {"hashes", c.hashes}});
+    answers.push_back({{"ids", c.ids},
+                       {"ended", c.ended},
+                       {"log_probabilities", c.log_probabilities},
+                       {"hashes", c.hashes}});
   return write_json(request.at("answers").get<std::string>(), answers);
 }
 

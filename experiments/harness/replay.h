@@ -22,9 +22,11 @@ struct ReplayOptions {
   int count = 0;  // tokens to continue by
 };
 
-// Runs this program again (as `PROGRAM --replay JOBS`) and gives what it continued. `folder` takes the job and answer
-// files for the time of the run. Errors: the process could not be run, or failed; its own line is on stderr.
-Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options, const std::vector<ReplayJob>& jobs,
+// Runs this program again (as `PROGRAM --replay JOBS`) and gives what it continued. `folder` takes the job
+// and answer files for the time of the run. Errors: the process could not be run, or failed; its own line is
+// on stderr.
+Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options,
+                                                   const std::vector<ReplayJob>& jobs,
                                                    const std::string& folder);
 
 // The other process's side. `jobs_path` names what replay_elsewhere wrote.

@@ -69,7 +69,8 @@ Status RunFolder::write_manifest(const nlohmann::ordered_json& manifest) const {
 }
 
 Status RunFolder::append(const nlohmann::ordered_json& record) {
-  const std::string line = record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  const std::string line =
+      record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
   std::string_view rest = line;
   while (!rest.empty()) {
     const ssize_t n = ::write(trials_, rest.data(), rest.size());

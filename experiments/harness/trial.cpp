@@ -6,7 +6,8 @@ namespace kvfold {
 namespace {
 
 // A single turn of the model's template, without a system message of the template's own.
-Result<std::string> turn(const ChatTemplate& chat, const char* role, const std::string& content, bool answer_next) {
+Result<std::string> turn(const ChatTemplate& chat, const char* role, const std::string& content,
+                         bool answer_next) {
   const ChatMessage message{role, content};
   return chat.render(std::span(&message, 1), answer_next, DefaultSystem::kOmit);
 }
@@ -22,10 +23,14 @@ Status frame_chat(const Trial& trial, const char* source_role, const Tokenizer& 
 
 const char* framing_name(Framing framing) {
   switch (framing) {
-    case Framing::kRaw: return "raw";
-    case Framing::kQa: return "qa";
-    case Framing::kChat: return "chat";
-    case Framing::kSystem: break;
+    case Framing::kRaw:
+      return "raw";
+    case Framing::kQa:
+      return "qa";
+    case Framing::kChat:
+      return "chat";
+    case Framing::kSystem:
+      break;
   }
   return "system";
 }
@@ -43,15 +48,20 @@ Result<FramedTrial> frame(const Trial& trial, Framing framing, const Tokenizer& 
       out.source_text = trial.source + ".\n";
       out.target_text = fmt::format("Question: {}\nAnswer:", trial.target);
       break;
-    case Framing::kChat: KVFOLD_RETURN_IF_ERROR(frame_chat(trial, "user", tokenizer, out)); break;
-    case Framing::kSystem: KVFOLD_RETURN_IF_ERROR(frame_chat(trial, "system", tokenizer, out)); break;
+    case Framing::kChat:
+      KVFOLD_RETURN_IF_ERROR(frame_chat(trial, "user", tokenizer, out));
+      break;
+    case Framing::kSystem:
+      KVFOLD_RETURN_IF_ERROR(frame_chat(trial, "system", tokenizer, out));
+      break;
   }
   const EncodeOptions inner{/*parse_special=*/true, /*add_bos=*/false};
   if (tokenizer.source().add_bos) out.prefix = {tokenizer.source().bos};
   out.source = tokenizer.encode(out.source_text, inner);
   out.target = tokenizer.encode(out.target_text, inner);
   if (out.source.empty() || out.target.empty())
-    return Status::error(fmt::format("trial '{}': source and target need at least one token each", trial.name));
+    return Status::error(
+        fmt::format("trial '{}': source and target need at least one token each", trial.name));
   return out;
 }
 

@@ -23,7 +23,8 @@ struct Experiment {
   std::vector<Trial> trials;
 };
 
-// How a trial's two texts are put to a model. The target's tokens are the same in every condition of a framing.
+// How a trial's two texts are put to a model. The target's tokens are the same in every condition of a
+// framing.
 enum class Framing {
   kRaw,     // the texts as they are
   kQa,      // "<source>.\n" and "Question: <target>\nAnswer:"

@@ -1,5 +1,5 @@
-// Kernels for AVX-512 with VNNI. Every function here gives the bits of its plain twin in plain.cpp: the same sums in the
-// same order, 16 of them side by side.
+// Kernels for AVX-512 with VNNI. Every function here gives the bits of its plain twin in plain.cpp: the same
+// sums in the same order, 16 of them side by side.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -34,24 +34,29 @@ float fold(__m512 lanes) {
 __m512 exp_vector(__m512 x) {
   x = _mm512_max_ps(x, _mm512_set1_ps(-87.3F));
   x = _mm512_min_ps(x, _mm512_set1_ps(88.3F));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341F)), _MM_FROUND_TO_NEAREST_INT);
+  const __m512 n =
+      _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341F)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693359375F), x);
   r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4F), r);
   __m512 p = _mm512_set1_ps(1.9875691500e-4F);
-  for (const float c : {1.3981999507e-3F, 8.3334519073e-3F, 4.1665795894e-2F, 1.6666665459e-1F, 5.0000001201e-1F})
+  for (const float c :
+       {1.3981999507e-3F, 8.3334519073e-3F, 4.1665795894e-2F, 1.6666665459e-1F, 5.0000001201e-1F})
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
   p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
-  const __m512i exponent = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+  const __m512i exponent =
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
   return _mm512_mul_ps(_mm512_add_ps(p, _mm512_set1_ps(1.0F)), _mm512_castsi512_ps(exponent));
 }
 
 __m512 dot_lanes(const float* a, const float* b, int64_t n) {
   __m512 lanes = _mm512_setzero_ps();
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) lanes = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), lanes);
+  for (; i + kLanes <= n; i += kLanes)
+    lanes = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), lanes);
   if (i < n) {
     const __mmask16 rest = first_lanes(static_cast<int>(n - i));
-    lanes = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(rest, a + i), _mm512_maskz_loadu_ps(rest, b + i), lanes, rest);
+    lanes = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(rest, a + i), _mm512_maskz_loadu_ps(rest, b + i),
+                                  lanes, rest);
   }
   return lanes;
 }
@@ -107,7 +112,8 @@ void matmul_f32(const MatrixView& weight, int64_t begin, int64_t end, const floa
   const int64_t row_bytes = weight.columns / format.block_elements * format.block_bytes;
   for (int64_t r = begin; r < end; ++r) {
     format.decode(weight.data + r * row_bytes, scratch, static_cast<size_t>(weight.columns));
-    for (int t = 0; t < rows; ++t) y[t * y_stride + r] = fold(dot_lanes(scratch, x + t * weight.columns, weight.columns));
+    for (int t = 0; t < rows; ++t)
+      y[t * y_stride + r] = fold(dot_lanes(scratch, x + t * weight.columns, weight.columns));
   }
 }
 
@@ -140,11 +146,12 @@ struct LoadedBlock {
     if constexpr (Format::kHasMin) min = load_scales(block.min);
     if constexpr (Format::kHasSubScales)
       for (int half = 0; half < 2; ++half)
-        sub[half] = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.sub + kTileRows * half)));
+        sub[half] = _mm512_cvtepi8_epi32(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.sub + kTileRows * half)));
   }
 
-  // Integer dot products of the 16 rows with one group of activations. The offset that made the weights unsigned is taken
-  // off again by where the sums start.
+  // Integer dot products of the 16 rows with one group of activations. The offset that made the weights
+  // unsigned is taken off again by where the sums start.
   __m512i dot(const int8_t* x, const int32_t* half_sums) const {
     constexpr int kOffset = PackedTraits<Format>::kOffset;
     const auto quad = [&](int j) {
@@ -166,7 +173,8 @@ struct LoadedBlock {
 
 // One tile of weights against M rows of activations, all sums in registers.
 template <class Format, int M>
-void tile(const PackedBlock<Format>* blocks, const QuantizedView& x, int row, float* y, int64_t y_stride, int outputs) {
+void tile(const PackedBlock<Format>* blocks, const QuantizedView& x, int row, float* y, int64_t y_stride,
+          int outputs) {
   __m512 acc[M];
   for (int t = 0; t < M; ++t) acc[t] = _mm512_setzero_ps();
   const int8_t* q = x.q + static_cast<int64_t>(row) * x.groups * kGroup;
@@ -193,8 +201,8 @@ void tile(const PackedBlock<Format>* blocks, const QuantizedView& x, int row, fl
 }
 
 template <class Format>
-void matmul_format(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
-                   int64_t y_stride) {
+void matmul_format(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows,
+                   float* y, int64_t y_stride) {
   const auto* packed = reinterpret_cast<const PackedBlock<Format>*>(weight.data);
   constexpr int kMost = 8;
   // Activations that stay in the nearest caches while all tiles pass by them.
@@ -209,13 +217,14 @@ void matmul_format(const MatrixView& weight, int64_t begin, int64_t end, const Q
         tile<Format, kMost>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
       for (; row + 4 <= last; row += 4)
         tile<Format, 4>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
-      for (; row < last; ++row) tile<Format, 1>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
+      for (; row < last; ++row)
+        tile<Format, 1>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
     }
   }
 }
 
-void matmul_q8(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
-               int64_t y_stride) {
+void matmul_q8(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows,
+               float* y, int64_t y_stride) {
   visit_quantized_format(weight.type, [&](auto format) {
     matmul_format<decltype(format)>(weight, begin, end, x, rows, y, y_stride);
   });
@@ -230,7 +239,8 @@ size_t packed_bytes(const MatrixView& weight) {
 }
 
 void pack(const MatrixView& weight, int64_t begin, int64_t end, std::byte* out) {
-  visit_quantized_format(weight.type, [&](auto format) { pack_tiles<decltype(format)>(weight, begin, end, out); });
+  visit_quantized_format(weight.type,
+                         [&](auto format) { pack_tiles<decltype(format)>(weight, begin, end, out); });
 }
 
 // ---- attention ----
@@ -244,7 +254,8 @@ struct PageReader {
   __m512 load(Part part, int row, int dimension, __mmask16 lanes) const {
     const size_t index = kv_index(part, head_dim, row, dimension);
     if constexpr (type == CacheType::kF16) {
-      return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, reinterpret_cast<const uint16_t*>(page) + index));
+      return _mm512_cvtph_ps(
+          _mm256_maskz_loadu_epi16(lanes, reinterpret_cast<const uint16_t*>(page) + index));
     } else if constexpr (type == CacheType::kF32) {
       return _mm512_maskz_loadu_ps(lanes, reinterpret_cast<const float*>(page) + index);
     } else {
@@ -253,7 +264,8 @@ struct PageReader {
       const __m512 q = _mm512_cvtepi32_ps(
           _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes, reinterpret_cast<const int8_t*>(page) + index)));
       // Keys: a scale for each row. Values: 16 dimensions are of one group, as groups are of 32.
-      return _mm512_mul_ps(q, part == Part::kKey ? _mm512_maskz_loadu_ps(lanes, scales) : _mm512_set1_ps(*scales));
+      return _mm512_mul_ps(
+          q, part == Part::kKey ? _mm512_maskz_loadu_ps(lanes, scales) : _mm512_set1_ps(*scales));
     }
   }
 };
@@ -262,7 +274,8 @@ constexpr int kMostHeads = 8;  // query heads whose scores are kept in registers
 
 // Scores of up to 16 rows of a run for heads [0, heads), added up pair by pair.
 template <CacheType type>
-void score_rows(const AttentionBlock& block, const Run& run, int first, const float* turned, int heads, float* scores) {
+void score_rows(const AttentionBlock& block, const Run& run, int first, const float* turned, int heads,
+                float* scores) {
   const int head_dim = block.pages.head_dim;
   const RopeView& rope = block.rope;
   const PageReader<type> page{run.page, head_dim};
@@ -271,7 +284,8 @@ void score_rows(const AttentionBlock& block, const Run& run, int first, const fl
   __m512 sum[kMostHeads];
   for (int h = 0; h < heads; ++h) sum[h] = _mm512_setzero_ps();
   const auto accumulate = [&](__m512 k, int dimension) {
-    for (int h = 0; h < heads; ++h) sum[h] = _mm512_fmadd_ps(_mm512_set1_ps(turned[h * head_dim + dimension]), k, sum[h]);
+    for (int h = 0; h < heads; ++h)
+      sum[h] = _mm512_fmadd_ps(_mm512_set1_ps(turned[h * head_dim + dimension]), k, sum[h]);
   };
   for (int i = 0; i < rope.pairs; ++i) {
     const int a = rope.interleaved ? 2 * i : i;
@@ -300,7 +314,8 @@ void soften(int heads, int rows, float* scores, const AttentionPartial& out) {
     __m512 sum = _mm512_setzero_ps();
     for (int r = 0; r < rows; r += kLanes) {
       const __mmask16 lanes = first_lanes(rows - r);
-      const __m512 weight = exp_vector(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, s + r), _mm512_set1_ps(largest)));
+      const __m512 weight =
+          exp_vector(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, s + r), _mm512_set1_ps(largest)));
       _mm512_mask_storeu_ps(s + r, lanes, weight);
       sum = _mm512_mask_add_ps(sum, lanes, sum, weight);
     }
@@ -347,9 +362,15 @@ void attention_block(const AttentionBlock& block, const AttentionPartial& out) {
     const float* queries = block.queries + h * head_dim;
     const AttentionPartial part{out.largest + h, out.sums + h, out.values + h * head_dim};
     switch (block.pages.type) {
-      case CacheType::kF16: attend_heads<CacheType::kF16>(block, queries, heads, part); break;
-      case CacheType::kF32: attend_heads<CacheType::kF32>(block, queries, heads, part); break;
-      case CacheType::kQ8: attend_heads<CacheType::kQ8>(block, queries, heads, part); break;
+      case CacheType::kF16:
+        attend_heads<CacheType::kF16>(block, queries, heads, part);
+        break;
+      case CacheType::kF32:
+        attend_heads<CacheType::kF32>(block, queries, heads, part);
+        break;
+      case CacheType::kQ8:
+        attend_heads<CacheType::kQ8>(block, queries, heads, part);
+        break;
     }
   }
 }
@@ -373,8 +394,9 @@ void attention_combine(const AttentionPartial& parts, int blocks, int heads, int
 }
 
 bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 
 }  // namespace

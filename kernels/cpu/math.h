@@ -9,11 +9,13 @@
 
 namespace kvfold {
 
-// e^x in f32, within 2 units in the last place over [-87.3, 88.3]; arguments outside are clamped to it. exp_f32(0) is 1.
-// Range reduction x = n ln2 + r with ln2 in two parts, then a polynomial in r (minimax, degree 6; Cephes' expf
-// uses the same form). Every step is one rounding, in this order, so that vector code gives the same bits.
+// e^x in f32, within 2 units in the last place over [-87.3, 88.3]; arguments outside are clamped to it.
+// exp_f32(0) is 1. Range reduction x = n ln2 + r with ln2 in two parts, then a polynomial in r (minimax,
+// degree 6; Cephes' expf uses the same form). Every step is one rounding, in this order, so that vector code
+// gives the same bits.
 KVFOLD_HD inline float exp_f32(float x) {
-  x = x > -87.3F ? x : -87.3F;  // NaN fails the comparison and is clamped too, so the conversion below is defined
+  x = x > -87.3F ? x
+                 : -87.3F;  // NaN fails the comparison and is clamped too, so the conversion below is defined
   x = x < 88.3F ? x : 88.3F;
   const float n = std::nearbyintf(x * 1.44269504088896341F);
   float r = std::fma(n, -0.693359375F, x);

@@ -1,10 +1,11 @@
-// Weights repacked for vector kernels: 16 rows side by side, so that one load feeds 16 outputs and no sum is ever taken
-// across a vector.
+// Weights repacked for vector kernels: 16 rows side by side, so that one load feeds 16 outputs and no sum is
+// ever taken across a vector.
 //
 // A tile is 16 rows; it holds, for each group of 32 columns in turn, one block:
-//   integers  the weights made unsigned by adding kOffset. 8 vectors of 64 bytes, vector j holding columns 4j .. 4j + 3 of
-//             each row: byte 4 * row + column % 4. Four-bit formats keep vectors j (low halves) and j + 4 (high halves)
-//             in the same 64 bytes.
+//   integers  the weights made unsigned by adding kOffset. 8 vectors of 64 bytes, vector j holding columns 4j
+//   .. 4j + 3 of
+//             each row: byte 4 * row + column % 4. Four-bit formats keep vectors j (low halves) and j + 4
+//             (high halves) in the same 64 bytes.
 //   scales    16 of them: f16 where the format's own are, else f32
 //   mins      likewise, for formats with a min
 //   subs      for Q6_K, 16 int8 for each half of the group
@@ -83,7 +84,9 @@ size_t packed_tile_bytes(const MatrixView& weight) {
   return static_cast<size_t>(weight.columns / kGroup) * sizeof(PackedBlock<Format>);
 }
 
-inline void store_scale(float value, uint16_t& out) { out = f32_to_f16(value); }  // exact: it came from an f16
+inline void store_scale(float value, uint16_t& out) {
+  out = f32_to_f16(value);
+}  // exact: it came from an f16
 inline void store_scale(float value, float& out) { out = value; }
 
 template <class Format>
@@ -120,7 +123,8 @@ void pack_tiles(const MatrixView& weight, int64_t begin, int64_t end, std::byte*
     for (int r = 0; r < kTileRows && tile * kTileRows + r < weight.rows; ++r)
       for (int64_t g = 0; g < groups; ++g) {
         QuantGroup w;
-        Format::group(matrix[(tile * kTileRows + r) * blocks + g / kGroups], static_cast<int>(g % kGroups), w);
+        Format::group(matrix[(tile * kTileRows + r) * blocks + g / kGroups], static_cast<int>(g % kGroups),
+                      w);
         pack_group<Format>(w, r, to[g]);
       }
   }

@@ -1,8 +1,9 @@
-// The plain kernels: what every other table is tested against. Each loop is the contract of cpu.h, written down.
+// The plain kernels: what every other table is tested against. Each loop is the contract of cpu.h, written
+// down.
 //
-// This file is compiled twice: for the oldest machine of the target, where std::fma may be a library call, and, as
-// "plain" on machines that have it, for x86-64-v3, where the compiler turns the same loops into vector code with the
-// same bits. Which of the two runs is decided in cpu.cpp.
+// This file is compiled twice: for the oldest machine of the target, where std::fma may be a library call,
+// and, as "plain" on machines that have it, for x86-64-v3, where the compiler turns the same loops into
+// vector code with the same bits. Which of the two runs is decided in cpu.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -57,7 +58,8 @@ int32_t dot(const int8_t* w, const int8_t* x) {
 
 template <class Format>
 int32_t group_dot(const QuantGroup& w, const int8_t* x) {
-  if constexpr (Format::kHasSubScales) return w.sub[0] * dot<16>(w.q, x) + w.sub[1] * dot<16>(w.q + 16, x + 16);
+  if constexpr (Format::kHasSubScales)
+    return w.sub[0] * dot<16>(w.q, x) + w.sub[1] * dot<16>(w.q + 16, x + 16);
   return dot<kGroup>(w.q, x);
 }
 
@@ -65,8 +67,8 @@ int32_t group_dot(const QuantGroup& w, const int8_t* x) {
 constexpr int kRowTile = 16;
 
 template <class Format>
-void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
-                      int64_t y_stride) {
+void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows,
+                      float* y, int64_t y_stride) {
   constexpr int kGroups = Format::kBlockElements / kGroup;
   const int64_t blocks = weight.columns / Format::kBlockElements;
   const auto* matrix = reinterpret_cast<const typename Format::Block*>(weight.data);
@@ -95,8 +97,8 @@ void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, cons
   }
 }
 
-void matmul_q8(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
-               int64_t y_stride) {
+void matmul_q8(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows,
+               float* y, int64_t y_stride) {
   visit_quantized_format(weight.type, [&](auto format) {
     matmul_q8_format<decltype(format)>(weight, begin, end, x, rows, y, y_stride);
   });
@@ -108,7 +110,8 @@ void matmul_f32(const MatrixView& weight, int64_t begin, int64_t end, const floa
   const int64_t row_bytes = weight.columns / format.block_elements * format.block_bytes;
   for (int64_t r = begin; r < end; ++r) {
     format.decode(weight.data + r * row_bytes, scratch, static_cast<size_t>(weight.columns));
-    for (int t = 0; t < rows; ++t) y[t * y_stride + r] = dot16(scratch, x + t * weight.columns, weight.columns);
+    for (int t = 0; t < rows; ++t)
+      y[t * y_stride + r] = dot16(scratch, x + t * weight.columns, weight.columns);
   }
 }
 
@@ -125,9 +128,12 @@ void swiglu(const float* gate, const float* up, int n, float* out) {
 float load_element(const KvPagesView& pages, Part part, const std::byte* page, int row, int dimension) {
   const size_t index = kv_index(part, pages.head_dim, row, dimension);
   switch (pages.type) {
-    case CacheType::kF16: return f16_to_f32(reinterpret_cast<const uint16_t*>(page)[index]);
-    case CacheType::kF32: return reinterpret_cast<const float*>(page)[index];
-    case CacheType::kQ8: break;
+    case CacheType::kF16:
+      return f16_to_f32(reinterpret_cast<const uint16_t*>(page)[index]);
+    case CacheType::kF32:
+      return reinterpret_cast<const float*>(page)[index];
+    case CacheType::kQ8:
+      break;
   }
   const auto* scales = reinterpret_cast<const float*>(page + static_cast<size_t>(pages.head_dim) * kPageRows);
   return static_cast<float>(reinterpret_cast<const int8_t*>(page)[index]) *
@@ -161,7 +167,8 @@ void score_run(const AttentionBlock& block, const Run& run, const float* turned,
     accumulate(keys[1], b);
   }
   for (int d = 2 * rope.pairs; d < head_dim; ++d) {
-    for (int r = 0; r < run.count; ++r) keys[0][r] = load_element(block.pages, Part::kKey, run.page, run.row + r, d);
+    for (int r = 0; r < run.count; ++r)
+      keys[0][r] = load_element(block.pages, Part::kKey, run.page, run.row + r, d);
     accumulate(keys[0], d);
   }
 }

@@ -9,16 +9,18 @@
 
 namespace kvfold {
 
-// Rows of one page whose positions are consecutive and share position / 32, so that one turned query meets them all.
+// Rows of one page whose positions are consecutive and share position / 32, so that one turned query meets
+// them all.
 struct Run {
   const std::byte* page;
-  int row;       // first row in the page
+  int row;  // first row in the page
   int count;
   int32_t base;  // 32 * floor(position / 32)
   int offset;    // position - base of the first row
 };
 
-// Calls visit(page, first row in the page, rows, index in the block of the first) for the block's rows, in order.
+// Calls visit(page, first row in the page, rows, index in the block of the first) for the block's rows, in
+// order.
 template <class Visit>
 void for_each_span(const AttentionBlock& block, Part part, Visit visit) {
   const KvSpan* spans = part == Part::kKey ? block.lane.keys : block.lane.values;
@@ -53,7 +55,8 @@ void for_each_run(const AttentionBlock& block, Visit visit) {
 }
 
 // A query turned by `distance` positions. The angles' table ends somewhere; past it they are computed.
-inline void turn_query(const RopeView& rope, int64_t distance, int head_dim, float scale, const float* q, float* out) {
+inline void turn_query(const RopeView& rope, int64_t distance, int head_dim, float scale, const float* q,
+                       float* out) {
   for (int d = 0; d < head_dim; ++d) out[d] = q[d] * scale;
   const int64_t magnitude = distance < 0 ? -distance : distance;
   for (int i = 0; i < rope.pairs; ++i) {
@@ -76,8 +79,8 @@ inline void turn_query(const RopeView& rope, int64_t distance, int head_dim, flo
   }
 }
 
-// Calls visit(run, index, turned) for the runs of the block's keys, with the queries [heads][head_dim] scaled and turned
-// to meet that run.
+// Calls visit(run, index, turned) for the runs of the block's keys, with the queries [heads][head_dim] scaled
+// and turned to meet that run.
 template <class Visit>
 void for_each_turned_run(const AttentionBlock& block, const float* queries, int heads, Visit visit) {
   constexpr int kMostElements = 1 << 14;  // heads * head_dim of one KV head, far above any model

@@ -1,10 +1,10 @@
 // What every weight format has in common.
 //
-// A format stores a matrix row by row as blocks of `block_elements` consecutive columns. Whatever the block looks
-// like, its content is read as groups of 32 columns:
+// A format stores a matrix row by row as blocks of `block_elements` consecutive columns. Whatever the block
+// looks like, its content is read as groups of 32 columns:
 //     w[i] = scale * sub[i / 16] * q[i] + min          i in 0..31
-// where q and sub are small integers. The products scale * sub * q are exact in f32 for every quantised format, so
-// integer kernels and f32 kernels read the same weights.
+// where q and sub are small integers. The products scale * sub * q are exact in f32 for every quantised
+// format, so integer kernels and f32 kernels read the same weights.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,8 @@
 #if defined(__CUDACC__)
 #define KVFOLD_HD __host__ __device__
 #else
-// On the host such functions are always inlined: code compiled for newer instruction sets must not leave copies that the
-// linker could pick for everyone.
+// On the host such functions are always inlined: code compiled for newer instruction sets must not leave
+// copies that the linker could pick for everyone.
 #define KVFOLD_HD [[gnu::always_inline]]
 #endif
 
@@ -51,9 +51,9 @@ struct QuantGroup {
   }
 };
 
-// A row of the format table (formats.h). `decode` reads `count` columns (a multiple of block_elements) to f32;
-// `encode` writes them, rounding as the format's reference encoder does. `group` is null for F32, F16 and BF16,
-// whose weights are not integers.
+// A row of the format table (formats.h). `decode` reads `count` columns (a multiple of block_elements) to
+// f32; `encode` writes them, rounding as the format's reference encoder does. `group` is null for F32, F16
+// and BF16, whose weights are not integers.
 struct FormatInfo {
   WeightType type;
   const char* name;

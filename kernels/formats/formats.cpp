@@ -47,14 +47,14 @@ void encode_floats(const float* in, std::byte* blocks, size_t count) {
 
 template <class Format>
 constexpr FormatInfo quantized_row() {
-  return {Format::kType,  Format::kName,         Format::kBlockElements, sizeof(typename Format::Block),
+  return {Format::kType,   Format::kName,    Format::kBlockElements, sizeof(typename Format::Block),
           Format::kHasMin, group_of<Format>, decode_blocks<Format>,  encode_blocks<Format>};
 }
 
 template <class Format>
 constexpr FormatInfo float_row() {
-  return {Format::kType, Format::kName, 1, sizeof(typename Format::Element), false, nullptr, decode_floats<Format>,
-          encode_floats<Format>};
+  return {Format::kType,         Format::kName,        1, sizeof(typename Format::Element), false, nullptr,
+          decode_floats<Format>, encode_floats<Format>};
 }
 
 constexpr std::array kFormats = {

@@ -9,12 +9,13 @@ struct KScale {
   int scale, min;  // 0 .. 63
 };
 
-// 8 scales and 8 mins of 6 bits in 12 bytes: bytes 0-3 hold scales 0-3 and bytes 4-7 mins 0-3 in their low six bits;
-// bytes 8-11 hold the low four bits of scales 4-7 (low half) and mins 4-7 (high half), whose top two bits are the top
-// two of bytes 0-3 and 4-7.
+// 8 scales and 8 mins of 6 bits in 12 bytes: bytes 0-3 hold scales 0-3 and bytes 4-7 mins 0-3 in their low
+// six bits; bytes 8-11 hold the low four bits of scales 4-7 (low half) and mins 4-7 (high half), whose top
+// two bits are the top two of bytes 0-3 and 4-7.
 KVFOLD_HD inline KScale unpack_k_scale(const uint8_t* packed, int index) {
   if (index < 4) return {packed[index] & 63, packed[index + 4] & 63};
-  return {(packed[index + 4] & 15) | (packed[index - 4] >> 6) << 4, (packed[index + 4] >> 4) | (packed[index] >> 6) << 4};
+  return {(packed[index + 4] & 15) | (packed[index - 4] >> 6) << 4,
+          (packed[index + 4] >> 4) | (packed[index] >> 6) << 4};
 }
 
 inline void pack_k_scale(KScale s, int index, uint8_t* packed) {
@@ -28,8 +29,8 @@ inline void pack_k_scale(KScale s, int index, uint8_t* packed) {
   }
 }
 
-// The line scale * q - min through a group that leaves the least squared error, for integers 0 .. most. Starts from the
-// group's range and alternates rounding with a least-squares fit.
+// The line scale * q - min through a group that leaves the least squared error, for integers 0 .. most.
+// Starts from the group's range and alternates rounding with a least-squares fit.
 struct KFit {
   float scale, min;
 };
@@ -61,7 +62,8 @@ inline KFit fit_k_group(const float* x, int most) {
 }
 
 // Eight groups of 32: block scales as f16 bits, packed 6-bit scales and mins, and integers 0 .. most.
-inline void encode_k_groups(const float* x, int most, uint16_t& d_bits, uint16_t& dmin_bits, uint8_t* packed, uint8_t* q) {
+inline void encode_k_groups(const float* x, int most, uint16_t& d_bits, uint16_t& dmin_bits, uint8_t* packed,
+                            uint8_t* q) {
   KFit fits[8];
   float largest_scale = 0, largest_min = 0;
   for (int g = 0; g < 8; ++g) {

@@ -20,8 +20,7 @@ struct Q5_1 {
 
   KVFOLD_HD static void group(const Block& b, int, QuantGroup& out) {
     const uint32_t high = load_u32(b.qh);
-    for (int i = 0; i < 16; ++i)
-      out.q[i] = static_cast<int8_t>((b.qs[i] & 15) | ((high >> i & 1) << 4));
+    for (int i = 0; i < 16; ++i) out.q[i] = static_cast<int8_t>((b.qs[i] & 15) | ((high >> i & 1) << 4));
     for (int i = 0; i < 16; ++i)
       out.q[i + 16] = static_cast<int8_t>((b.qs[i] >> 4) | ((high >> (i + 16) & 1) << 4));
     out.set_scale(f16_to_f32(b.d), f16_to_f32(b.m));

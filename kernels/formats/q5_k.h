@@ -25,7 +25,8 @@ struct Q5_K {
     for (int i = 0; i < 32; ++i)
       out.q[i] = static_cast<int8_t>((bytes[i] >> shift & 15) | (b.qh[i] >> index & 1) << 4);
     const KScale s = unpack_k_scale(b.scales, index);
-    out.set_scale(f16_to_f32(b.d) * static_cast<float>(s.scale), -(f16_to_f32(b.dmin) * static_cast<float>(s.min)));
+    out.set_scale(f16_to_f32(b.d) * static_cast<float>(s.scale),
+                  -(f16_to_f32(b.dmin) * static_cast<float>(s.min)));
   }
 
   static void encode(const float* x, Block& b) {

@@ -1,5 +1,5 @@
-// Q6_K: 256 elements in 16 half groups of 16; 6-bit integers around zero, an 8-bit scale a half group and one scale for
-// the block. w = d * sc * (q - 32).
+// Q6_K: 256 elements in 16 half groups of 16; 6-bit integers around zero, an 8-bit scale a half group and one
+// scale for the block. w = d * sc * (q - 32).
 #pragma once
 
 #include "kernels/formats/block.h"
@@ -13,10 +13,11 @@ struct Q6_K {
   static constexpr bool kHasMin = false;
   static constexpr bool kHasSubScales = true;
   struct Block {
-    uint8_t ql[128];    // low four bits: of each 128 elements, groups 0 and 2 share 32 bytes, then groups 1 and 3
-    uint8_t qh[64];     // high two bits: of each 128 elements, the four groups share 32 bytes
+    uint8_t
+        ql[128];  // low four bits: of each 128 elements, groups 0 and 2 share 32 bytes, then groups 1 and 3
+    uint8_t qh[64];  // high two bits: of each 128 elements, the four groups share 32 bytes
     int8_t scales[16];
-    uint16_t d;         // f16
+    uint16_t d;  // f16
   };
   static_assert(sizeof(Block) == 210);
 
@@ -44,7 +45,8 @@ struct Q6_K {
     const float d = f16_to_f32(b.d);
     for (uint8_t& byte : b.ql) byte = 0;
     for (uint8_t& byte : b.qh) byte = 0;
-    for (int h = 0; h < 16; ++h) b.scales[h] = static_cast<int8_t>(clamp_to(round_to_int(scales[h] * inverse), -128, 127));
+    for (int h = 0; h < 16; ++h)
+      b.scales[h] = static_cast<int8_t>(clamp_to(round_to_int(scales[h] * inverse), -128, 127));
     for (int e = 0; e < 256; ++e) {
       const float step = d * static_cast<float>(b.scales[e / 16]);
       const int q = step != 0 ? clamp_to(round_to_int(x[e] / step), -32, 31) + 32 : 32;
