@@ -7,12 +7,17 @@
 namespace kvfold {
 namespace {
 
-constexpr std::array<std::pair<Operation, std::string_view>, 5> kOperationNames = {{
+constexpr std::array<std::pair<Operation, std::string_view>, 10> kOperationNames = {{
     {Operation::kShift, "shift"},
     {Operation::kOverwrite, "overwrite"},
     {Operation::kErase, "erase"},
     {Operation::kFill, "fill"},
     {Operation::kNoise, "noise"},
+    {Operation::kMix, "mix"},
+    {Operation::kAdd, "add"},
+    {Operation::kScale, "scale"},
+    {Operation::kRecompute, "recompute"},
+    {Operation::kProject, "project"},
 }};
 
 }  // namespace

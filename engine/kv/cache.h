@@ -23,11 +23,16 @@ namespace kvfold {
 
 // Operations that leave a mark on the rows they change: bits of Origin::operations.
 enum class Operation : uint32_t {
-  kShift = 1,      // set_positions, shift, and insert where it moved positions
-  kOverwrite = 2,  // some or all lanes of the row were replaced
-  kErase = 4,      // some lanes lost the row
-  kFill = 8,       // half of the row (K or V) was made up
-  kNoise = 16,     // made from noise
+  kShift = 1,        // set_positions, shift, and insert where it moved positions
+  kOverwrite = 2,    // some or all lanes of the row were replaced
+  kErase = 4,        // some lanes lost the row
+  kFill = 8,         // half of the row (K or V) was made up
+  kNoise = 16,       // made from noise
+  kMix = 32,         // interpolated with another cache's row
+  kAdd = 64,         // a vector was added
+  kScale = 128,      // multiplied: scale, match_norm
+  kRecompute = 256,  // made again by the model over another context
+  kProject = 512,    // made from another model's rows
 };
 // The names of the set bits, "shift+overwrite"; "" for none. And back, for cache files; unknown names are
 // ignored.

@@ -5,52 +5,26 @@
 #include <array>
 #include <numeric>
 
+#include "engine/kv/lane_matrix.h"
 #include "engine/kv/ops.h"
 #include "engine/random.h"
 
 namespace kvfold {
 namespace {
 
-// One lane's K or V as a dense matrix, [rows][head_dim], with the slots that the rows stand at.
-struct Matrix {
-  int rows = 0;
-  int columns = 0;
-  std::vector<int> slots;
-  std::vector<float> data;
-  float* row(int r) { return &data[static_cast<size_t>(r) * columns]; }
-  const float* row(int r) const { return &data[static_cast<size_t>(r) * columns]; }
-};
-
-Matrix load(const KvSlice& slice, Part part, int lane) {
-  const PageTable& table = slice.lanes.table(part, lane);
-  Matrix m{table.rows(), slice.shape().head_dim, {}, {}};
-  m.data.resize(static_cast<size_t>(m.rows) * m.columns);
-  for (int slot = 0; slot < slice.size(); ++slot) {
-    if (!table.holds(slot)) continue;
-    table.load(part, slot, m.row(static_cast<int>(m.slots.size())));
-    m.slots.push_back(slot);
-  }
-  return m;
-}
-
-std::vector<double> column_means(const Matrix& m) {
+std::vector<double> column_means(const LaneMatrix& m) {
   std::vector<double> mean(m.columns);
   for (int r = 0; r < m.rows; ++r)
     for (int c = 0; c < m.columns; ++c) mean[c] += m.row(r)[c] / m.rows;
   return mean;
 }
 
-double norm(const float* x, int n) {
-  return std::sqrt(
-      std::inner_product(x, x + n, x, 0.0, std::plus<>(), [](double a, double b) { return a * b; }));
-}
-
-void make_unit(Matrix& m, Random& random) {
+void make_unit(LaneMatrix& m, Random& random) {
   for (float& x : m.data) x = static_cast<float>(random.gaussian());
 }
 
 // N(mean, deviation) of all the lane's elements, then each row scaled to the norm that it had.
-void make_matched(Matrix& m, Random& random) {
+void make_matched(LaneMatrix& m, Random& random) {
   const auto n = static_cast<double>(m.data.size());
   const double mean = std::accumulate(m.data.begin(), m.data.end(), 0.0) / n;
   double variance = 0;
@@ -67,9 +41,9 @@ void make_matched(Matrix& m, Random& random) {
 
 // mean + sum over rows of g_r (row_r - mean) / sqrt(n - 1): a gaussian whose covariance over channels is the
 // sample's.
-void make_channel(Matrix& m, Random& random) {
+void make_channel(LaneMatrix& m, Random& random) {
   const std::vector<double> mean = column_means(m);
-  const Matrix natural = m;
+  const LaneMatrix natural = m;
   const double scale = m.rows > 1 ? 1.0 / std::sqrt(m.rows - 1.0) : 0.0;
   for (int r = 0; r < m.rows; ++r) {
     std::vector<double> row = mean;
@@ -81,8 +55,8 @@ void make_channel(Matrix& m, Random& random) {
   }
 }
 
-void make_permuted(Matrix& m, std::span<const int> order) {
-  const Matrix natural = m;
+void make_permuted(LaneMatrix& m, std::span<const int> order) {
+  const LaneMatrix natural = m;
   // Lanes that lack rows keep the order among those they have.
   std::vector<int> present;
   for (const int slot : order) {
@@ -92,7 +66,7 @@ void make_permuted(Matrix& m, std::span<const int> order) {
   for (int r = 0; r < m.rows; ++r) std::copy_n(natural.row(present[r]), m.columns, m.row(r));
 }
 
-void make_mean(Matrix& m) {
+void make_mean(LaneMatrix& m) {
   const std::vector<double> mean = column_means(m);
   for (int r = 0; r < m.rows; ++r) std::copy(mean.begin(), mean.end(), m.row(r));
 }
@@ -107,7 +81,7 @@ std::vector<int> permutation(int n, Random& random) {
   return order;
 }
 
-void make(NoiseKind kind, Matrix& m, Random& random, std::span<const int> order) {
+void make(NoiseKind kind, LaneMatrix& m, Random& random, std::span<const int> order) {
   switch (kind) {
     case NoiseKind::kUnit:
       return make_unit(m, random);
@@ -122,16 +96,6 @@ void make(NoiseKind kind, Matrix& m, Random& random, std::span<const int> order)
     case NoiseKind::kMean:
       return make_mean(m);
   }
-}
-
-// A fresh table with the matrix's rows. REQUIRES: the pool has room for them.
-std::shared_ptr<PageTable> store(const std::shared_ptr<PagePool>& pool, Part part, const Matrix& m) {
-  auto table = std::make_shared<PageTable>(pool);
-  for (int r = 0; r < m.rows; ++r) {
-    const PageTable::RowPlace place = table->extend(part, m.slots[r]);
-    kv_store_row(pool->type(), part, pool->head_dim(), place.page, place.row, m.row(r));
-  }
-  return table;
 }
 
 }  // namespace
@@ -156,7 +120,7 @@ Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {
   size_t pages = 0;
   for (const Part part : kParts)
     for (int lane = 0; lane < like.shape().lanes(); ++lane)
-      pages += (static_cast<size_t>(like.lanes.table(part, lane).rows()) + kPageRows - 1) / kPageRows;
+      pages += pages_of_rows(like.lanes.table(part, lane).rows());
   KVFOLD_RETURN_IF_ERROR(pool->require(pages));
 
   Random order_random(derive_seed(seed, 0));
@@ -165,10 +129,10 @@ Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {
   for (const Part part : kParts)
     for (int lane = 0; lane < like.shape().lanes(); ++lane) {
       if (like.lanes.table(part, lane).rows() == 0) continue;
-      Matrix m = load(like, part, lane);
+      LaneMatrix m = load_lane(like.lanes, part, lane);
       Random random(derive_seed(seed, 1 + 2 * static_cast<uint64_t>(lane) + (part == Part::kKey ? 0 : 1)));
       make(kind, m, random, order);
-      lanes.replace(part, lane, store(pool, part, m));
+      lanes.replace(part, lane, store_lane(pool, part, m));
     }
   auto rows = std::make_shared<Rows>(*like.rows);
   for (Origin& origin : rows->origins) origin.operations |= static_cast<uint32_t>(Operation::kNoise);

@@ -50,31 +50,15 @@ std::vector<bool> lane_mask(const CacheShape& shape, const Selection& selection)
   return mask;
 }
 
-Status check_selection(const CacheShape& shape, int rows, const Selection& selection) {
-  const auto check = [](const std::vector<int>& indices, const char* what, int count) {
-    for (size_t i = 0; i < indices.size(); ++i) {
-      if (indices[i] < 0 || indices[i] >= count)
-        return Status::error(fmt::format("selection: {} {} asked, 0-{} exist", what, indices[i], count - 1));
-      if (i > 0 && indices[i] <= indices[i - 1])
-        return Status::error(fmt::format("selection: {} {} after {}: expected increasing order", what,
-                                         indices[i], indices[i - 1]));
-    }
-    return Status{};
-  };
-  KVFOLD_RETURN_IF_ERROR(check(selection.layers, "layer", shape.layers));
-  KVFOLD_RETURN_IF_ERROR(check(selection.heads, "head", shape.kv_heads));
-  return check(selection.rows, "row", rows);
-}
-
-Status check_compatible(const KvCache& cache, const KvSlice& slice) {
-  const CacheShape& a = cache.shape();
+Status check_compatible(const KvLanes& lanes, const KvSlice& slice) {
+  const CacheShape& a = lanes.shape();
   const CacheShape& b = slice.shape();
   if (a != b) {
     return Status::error(
         fmt::format("cache shapes differ: the slice has {} layers x {} KV heads x {}, the cache {} x {} x {}",
                     b.layers, b.kv_heads, b.head_dim, a.layers, a.kv_heads, a.head_dim));
   }
-  if (cache.pool() != slice.lanes.pool()) return Status::error("cache and slice are of different page pools");
+  if (lanes.pool() != slice.lanes.pool()) return Status::error("cache and slice are of different page pools");
   return {};
 }
 
@@ -166,7 +150,7 @@ Result<InsertPositions> InsertPositions::parse(std::string_view text) {
 }
 
 Result<KvSlice> extract(const KvCache& cache, const Selection& selection) {
-  KVFOLD_RETURN_IF_ERROR(check_selection(cache.shape(), cache.size(), selection));
+  KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   const std::vector<Run> runs = runs_of(selection.rows);
   const std::vector<bool> lanes = lane_mask(cache.shape(), selection);
   const bool every_row = static_cast<int>(selection.rows.size()) == cache.size();
@@ -186,7 +170,7 @@ Result<KvSlice> extract(const KvCache& cache, const Selection& selection) {
 }
 
 Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const InsertPositions& positions) {
-  KVFOLD_RETURN_IF_ERROR(check_compatible(cache, slice));
+  KVFOLD_RETURN_IF_ERROR(check_compatible(cache.lanes(), slice));
   if (at < 0 || at > cache.size())
     return Status::error(fmt::format("insert at slot {}: slots 0-{} exist", at, cache.size()));
   KVFOLD_RETURN_IF_ERROR(check_halves(slice));
@@ -225,12 +209,12 @@ Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const
 }
 
 Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<const int> rows) {
-  KVFOLD_RETURN_IF_ERROR(check_compatible(cache, slice));
+  KVFOLD_RETURN_IF_ERROR(check_compatible(cache.lanes(), slice));
   if (static_cast<int>(rows.size()) != slice.size())
     return Status::error(
         fmt::format("overwrite: {} rows named for a slice of {}", rows.size(), slice.size()));
   Selection target{{}, {}, {rows.begin(), rows.end()}, true, true};
-  KVFOLD_RETURN_IF_ERROR(check_selection(cache.shape(), cache.size(), target));
+  KVFOLD_RETURN_IF_ERROR(target.check(cache.shape(), cache.size()));
   KvLanes lanes = cache.lanes();
   int whole_lanes = 0;
   for (int lane = 0; lane < cache.shape().lanes(); ++lane) {
@@ -240,21 +224,13 @@ Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<
       const PageTable& with = slice.lanes.table(part, lane);
       whole &= with.rows() == slice.size();
       if (with.rows() == 0) continue;
-      auto table = std::make_shared<PageTable>(cache.pool());
-      int next = 0;
       for (int i = 0; i < slice.size(); ++i) {
-        if (!with.holds(i)) continue;
-        if (!old.holds(rows[i])) {
-          return Status::error(fmt::format(
-              "overwrite: layer {} head {} has no row {}; insert adds rows, overwrite replaces them",
-              lane / cache.shape().kv_heads, lane % cache.shape().kv_heads, rows[i]));
-        }
-        table->append(old, next, rows[i], 0);
-        table->append(with, i, i + 1, rows[i] - i);
-        next = rows[i] + 1;
+        if (!with.holds(i) || old.holds(rows[i])) continue;
+        return Status::error(fmt::format(
+            "overwrite: layer {} head {} has no row {}; insert adds rows, overwrite replaces them",
+            lane / cache.shape().kv_heads, lane % cache.shape().kv_heads, rows[i]));
       }
-      table->append(old, next, cache.size(), 0);
-      lanes.replace(part, lane, std::move(table));
+      lanes.replace(part, lane, splice(old, with, rows));
     }
     whole_lanes += whole ? 1 : 0;
   }
@@ -272,7 +248,7 @@ Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<
 }
 
 Result<KvCache> erase(const KvCache& cache, const Selection& selection) {
-  KVFOLD_RETURN_IF_ERROR(check_selection(cache.shape(), cache.size(), selection));
+  KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   if (selection.empty()) return cache.fork();
   if (!selection.keys || !selection.values)
     return Status::error("erase: parts=k or parts=v alone would leave half a row; erase takes both");
@@ -325,7 +301,7 @@ Result<KvCache> truncate(const KvCache& cache, int size) {
 }
 
 Result<KvCache> keep(const KvCache& cache, const Selection& selection) {
-  KVFOLD_RETURN_IF_ERROR(check_selection(cache.shape(), cache.size(), selection));
+  KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   if (!selection.keys || !selection.values)
     return Status::error("keep: parts=k or parts=v alone would leave half a row; keep takes both");
   KVFOLD_ASSIGN_OR_RETURN(KvSlice slice, extract(cache, selection));
@@ -334,7 +310,7 @@ Result<KvCache> keep(const KvCache& cache, const Selection& selection) {
 
 Result<KvCache> shift(const KvCache& cache, std::span<const int> rows, int32_t delta) {
   const Selection selection{{}, {}, {rows.begin(), rows.end()}, true, true};
-  KVFOLD_RETURN_IF_ERROR(check_selection(cache.shape(), cache.size(), selection));
+  KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   auto out = std::make_shared<Rows>(cache.rows());
   for (const int row : rows) KVFOLD_RETURN_IF_ERROR(move_positions(*out, row, row + 1, delta));
   const bool whole = static_cast<int>(rows.size()) == cache.size();
@@ -351,6 +327,22 @@ Result<KvCache> set_positions(const KvCache& cache, std::span<const int32_t> pos
         move_positions(*rows, i, i + 1, static_cast<int64_t>(positions[i]) - rows->positions[i]));
   const int32_t next = highest_follow(*rows);
   return KvCache(cache.lanes(), std::move(rows), next);
+}
+
+Result<KvSlice> concat(std::span<const KvSlice> slices) {
+  if (slices.empty()) return Status::error("concat: no slices");
+  KvSlice out{KvLanes(slices[0].lanes.pool(), slices[0].shape()), nullptr};
+  auto rows = std::make_shared<Rows>();
+  for (const KvSlice& slice : slices) {
+    KVFOLD_RETURN_IF_ERROR(check_compatible(out.lanes, slice));
+    for (const Part part : kParts)
+      for (int lane = 0; lane < slice.shape().lanes(); ++lane)
+        out.lanes.mutable_table(part, lane)
+            .append(slice.lanes.table(part, lane), 0, slice.size(), rows->size());
+    rows->append(*slice.rows, 0, slice.size());
+  }
+  out.rows = std::move(rows);
+  return out;
 }
 
 Result<KvCache> to_cache(const KvSlice& slice) {

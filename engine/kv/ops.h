@@ -78,6 +78,38 @@ Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed);
 Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::optional<NoiseKind> kind,
                              uint64_t seed);
 
+// The slices' rows one after another, in the lanes and parts that each has; positions stay as they are.
+// Errors: none given, shapes or pools differ.
+Result<KvSlice> concat(std::span<const KvSlice> slices);
+
+// ---- arithmetic on vectors: each works on the selected rows of the selected lanes and parts, as far as
+// lanes
+// ---- hold them, in f64 rounded once to the pages' type; rows that are not selected keep their pages.
+
+// (1 - alpha) a + alpha b, row by row. Errors: shapes, pools or sizes differ; a lane holds a selected row in
+// one of them alone.
+Result<KvCache> mix(const KvCache& a, const KvCache& b, double alpha, const Selection& selection);
+
+// What add() adds, to K and to V: each empty (nothing), [head_dim] (the same in every lane) or
+// [layers, kv_heads, head_dim].
+struct SteeringVectors {
+  std::vector<float> keys, values;
+};
+// row + coefficient * vector (activation addition: Turner et al. 2023, arXiv:2308.10248, on the cache as in
+// Belitsky et al. 2025, arXiv:2507.08799). Errors: vectors of another size.
+Result<KvCache> add(const KvCache& cache, const SteeringVectors& vectors, double coefficient,
+                    const Selection& selection);
+
+// factor * row.
+Result<KvCache> scale(const KvCache& cache, double factor, const Selection& selection);
+
+// What norm match_norm() gives a row: that of the row at the same slot, or the mean over the lane's rows.
+enum class NormTarget { kRow, kLaneMean };
+// Each row scaled to a norm that `to` has in that lane and part; a zero row stays zero.
+// Errors: shapes or pools differ; for kRow also sizes; `to` lacks a row or has none in that lane.
+Result<KvCache> match_norm(const KvCache& cache, const KvCache& to, NormTarget target,
+                           const Selection& selection);
+
 // The slice as a cache of its own. Errors: a lane has K but not V, or the reverse.
 Result<KvCache> to_cache(const KvSlice& slice);
 

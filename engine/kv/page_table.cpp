@@ -20,6 +20,14 @@ const KvSpan* PageTable::find(int slot) const {
   return slot < span.slot + span.count ? &span : nullptr;
 }
 
+// Counted from the back: a token that is being decoded stands behind all rows.
+int PageTable::rows_before(int slot) const {
+  int rows = rows_;
+  for (auto span = spans_.rbegin(); span != spans_.rend() && span->slot + span->count > slot; ++span)
+    rows -= std::min<int>(span->count, span->slot + span->count - slot);
+  return rows;
+}
+
 void PageTable::append(const PageTable& from, int begin, int end, int delta) {
   KVFOLD_CHECK(pool_ == from.pool_);
   auto first = std::partition_point(from.spans_.begin(), from.spans_.end(),
@@ -108,6 +116,33 @@ PageTable::RowPlace PageTable::place(int slot) const {
 void PageTable::load(Part part, int slot, float* out) const {
   const RowPlace at = place(slot);
   kv_load_row(pool_->type(), part, pool_->head_dim(), at.page, at.row, out);
+}
+
+std::shared_ptr<PageTable> splice(const PageTable& old, const PageTable& with, std::span<const int> slots) {
+  auto table = std::make_shared<PageTable>(old.pool());
+  int next = 0;
+  for (size_t i = 0; i < slots.size();) {
+    // A run of consecutive slots goes over in one piece.
+    size_t end = i + 1;
+    while (end < slots.size() && slots[end] - slots[i] == static_cast<int>(end - i)) ++end;
+    const auto first = static_cast<int>(i);
+    const auto last = static_cast<int>(end);
+    if (with.rows_before(last) - with.rows_before(first) == last - first) {
+      table->append(old, next, slots[i], 0);
+      table->append(with, first, last, slots[i] - first);
+      next = slots[i] + last - first;
+    } else {
+      for (int r = first; r < last; ++r) {
+        if (!with.holds(r)) continue;
+        table->append(old, next, slots[r], 0);
+        table->append(with, r, r + 1, slots[r] - r);
+        next = slots[r] + 1;
+      }
+    }
+    i = end;
+  }
+  table->append(old, next, INT32_MAX, 0);
+  return table;
 }
 
 }  // namespace kvfold

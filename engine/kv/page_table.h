@@ -19,8 +19,11 @@ class PageTable {
   PageTable& operator=(const PageTable&) = delete;
   ~PageTable();
 
+  const std::shared_ptr<PagePool>& pool() const { return pool_; }
   std::span<const KvSpan> spans() const { return spans_; }
   int rows() const { return rows_; }
+  // How many rows stand at slots below `slot`.
+  int rows_before(int slot) const;
   bool holds(int slot) const { return find(slot) != nullptr; }
 
   // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every
@@ -50,5 +53,9 @@ class PageTable {
   std::vector<KvSpan> spans_;
   int rows_ = 0;
 };
+
+// The rows of `old`, except that slots[i] holds row i of `with` where `with` has that row. Shares the pages
+// of both. REQUIRES: slots increase; `old` holds every slot that is replaced.
+std::shared_ptr<PageTable> splice(const PageTable& old, const PageTable& with, std::span<const int> slots);
 
 }  // namespace kvfold

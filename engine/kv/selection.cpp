@@ -101,4 +101,20 @@ Result<Selection> Selection::parse(std::string_view text, const CacheShape& shap
   return selection;
 }
 
+Status Selection::check(const CacheShape& shape, int row_count) const {
+  const auto check_indices = [](const std::vector<int>& indices, const char* what, int count) {
+    for (size_t i = 0; i < indices.size(); ++i) {
+      if (indices[i] < 0 || indices[i] >= count)
+        return Status::error(fmt::format("selection: {} {} asked, 0-{} exist", what, indices[i], count - 1));
+      if (i > 0 && indices[i] <= indices[i - 1])
+        return Status::error(fmt::format("selection: {} {} after {}: expected increasing order", what,
+                                         indices[i], indices[i - 1]));
+    }
+    return Status{};
+  };
+  KVFOLD_RETURN_IF_ERROR(check_indices(layers, "layer", shape.layers));
+  KVFOLD_RETURN_IF_ERROR(check_indices(heads, "head", shape.kv_heads));
+  return check_indices(rows, "row", row_count);
+}
+
 }  // namespace kvfold

@@ -34,6 +34,8 @@ struct Selection {
   // negative or out-of-range ranges; the message says what was asked and what exists.
   static Result<Selection> parse(std::string_view text, const CacheShape& shape, int rows);
 
+  // Errors: an index outside the shape or the rows, or out of order.
+  Status check(const CacheShape& shape, int row_count) const;
   bool empty() const { return layers.empty() || heads.empty() || rows.empty() || (!keys && !values); }
 };
 
