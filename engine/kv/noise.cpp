@@ -149,7 +149,7 @@ Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::o
     const Part other = part == Part::kKey ? Part::kValue : Part::kKey;
     for (int lane = 0; lane < slice.shape().lanes(); ++lane) {
       const int wanted = slice.lanes.table(other, lane).rows();
-      if (slice.lanes.table(part, lane).rows() == wanted) continue;
+      if (slice.lanes.table(part, lane).rows() > 0 || wanted == 0) continue;
       if (source.lanes.table(part, lane).rows() != wanted)
         return Status::error(
             fmt::format("fill: the source has {} rows in layer {} head {} where {} are missing",

@@ -1,0 +1,301 @@
+// What single operations promise beyond the dense model: their errors, their costs, and what noise is made
+// of.
+#include "engine/kv/ops.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "engine/kv/lane_matrix.h"
+#include "engine/random.h"
+
+namespace kvfold::testing {
+namespace {
+
+constexpr CacheShape kShape{3, 2, 64};
+
+template <class T>
+T must(Result<T> result) {
+  EXPECT_TRUE(result.ok()) << result.status().message();
+  if (!result.ok()) std::abort();
+  return std::move(*result);
+}
+
+template <class T>
+std::string error_of(const Result<T>& result) {
+  return result.ok() ? "no error" : result.status().message();
+}
+
+std::shared_ptr<PagePool> make_pool(CacheType type = CacheType::kF32, size_t bytes = size_t{64} << 20) {
+  return must(PagePool::create(type, kShape.head_dim, bytes));
+}
+
+// Gaussian vectors whose mean and norm differ from lane to lane.
+KvCache random_cache(const std::shared_ptr<PagePool>& pool, int rows, uint64_t seed) {
+  KvCache cache(pool, kShape);
+  std::vector<TokenId> tokens(static_cast<size_t>(rows));
+  std::iota(tokens.begin(), tokens.end(), 100);
+  EXPECT_TRUE(cache.grow(tokens).ok());
+  Random random(seed);
+  std::vector<float> row(kShape.head_dim);
+  for (const Part part : {Part::kKey, Part::kValue})
+    for (int lane = 0; lane < kShape.lanes(); ++lane)
+      for (int slot = 0; slot < rows; ++slot) {
+        for (float& x : row) x = static_cast<float>(0.3 * lane + (1 + 0.1 * slot) * random.gaussian());
+        const auto place = cache.row_place(part, lane, slot);
+        kv_store_row(pool->type(), part, kShape.head_dim, place.page, place.row, row.data());
+      }
+  return cache;
+}
+
+Selection select(const KvCache& cache, std::string_view text) {
+  return must(Selection::parse(text, cache.shape(), cache.size()));
+}
+KvSlice slice_of(const KvCache& cache, std::string_view text = "") {
+  return must(extract(cache, select(cache, text)));
+}
+
+// ---- selections ----
+
+struct BadSelection {
+  const char* text;
+  const char* says;
+};
+
+class BadSelections : public ::testing::TestWithParam<BadSelection> {};
+
+TEST_P(BadSelections, AreRefusedWithWhatExists) {
+  const auto result = Selection::parse(GetParam().text, {30, 3, 64}, 13);
+  ASSERT_FALSE(result.ok());
+  EXPECT_NE(result.status().message().find(GetParam().says), std::string::npos) << result.status().message();
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, BadSelections,
+                         ::testing::Values(BadSelection{"layers=9-0", "'9-0' is reversed; 0-29 exist"},
+                                           BadSelection{"layers=0-30", "out of range; 0-29 exist"},
+                                           BadSelection{"heads=3", "out of range; 0-2 exist"},
+                                           BadSelection{"rows=13", "out of range; 0-12 exist"},
+                                           BadSelection{"rows=-1", "neither a number nor a range"},
+                                           BadSelection{"rows=1--2", "neither a number nor a range"},
+                                           BadSelection{"rows=0-5,3-8", "overlaps"},
+                                           BadSelection{"rows=5,4", "overlaps or precedes"},
+                                           BadSelection{"rows=1,,2", "neither a number nor a range"},
+                                           BadSelection{"rows=1,", "no range"},
+                                           BadSelection{"rows=99999999999999999999", "neither a number"},
+                                           BadSelection{"rows=0x1", "neither a number"},
+                                           BadSelection{"rows", "expected layers="},
+                                           BadSelection{"row=1", "unknown word 'row'"},
+                                           BadSelection{"rows=1 rows=2", "given twice"},
+                                           BadSelection{"parts=x", "expected k, v or kv"},
+                                           BadSelection{"parts=", "expected k, v or kv"}));
+
+TEST(Selection, TextForm) {
+  const Selection s = must(Selection::parse("rows=3-5,9 layers=0-1,4  parts=k", {5, 3, 64}, 10));
+  EXPECT_EQ(s.layers, (std::vector<int>{0, 1, 4}));
+  EXPECT_EQ(s.heads, (std::vector<int>{0, 1, 2}));
+  EXPECT_EQ(s.rows, (std::vector<int>{3, 4, 5, 9}));
+  EXPECT_TRUE(s.keys && !s.values);
+  EXPECT_TRUE(must(Selection::parse("rows=", {5, 3, 64}, 10)).empty());
+  EXPECT_FALSE(Selection::parse("rows=0", {5, 3, 64}, 0).ok());
+}
+
+// ---- costs ----
+
+TEST(Cost, ForkAndWholeInsertCopyNoRow) {
+  const auto pool = make_pool();
+  const KvCache source = random_cache(pool, 100, 1);
+  const size_t pages = pool->pages_held();
+  const KvCache fork = source.fork();
+  const KvSlice all = slice_of(source);
+  const KvCache target = random_cache(pool, 40, 2);
+  const size_t both = pool->pages_held();
+  const KvCache joined = must(insert(target, all, 17, {InsertPositions::Kind::kFrom, 1000}));
+  const KvCache moved = must(shift(joined, select(joined, "").rows, 12));
+  EXPECT_EQ(pool->rows_copied(), 0U);
+  EXPECT_EQ(pool->pages_held(), both);
+  EXPECT_EQ(pages, 2U * kShape.lanes() * 4U);
+}
+
+TEST(Cost, FeedingAForkCopiesOnlyItsLastPage) {
+  const auto pool = make_pool();
+  const KvCache source = random_cache(pool, 40, 1);
+  KvCache fork = source.fork();
+  const size_t before = pool->pages_held();
+  const TokenId token = 7;
+  ASSERT_TRUE(fork.grow(std::span(&token, 1)).ok());
+  EXPECT_EQ(pool->pages_held() - before, 2U * kShape.lanes());
+  EXPECT_EQ(pool->rows_copied(), 2U * kShape.lanes() * 8U);
+  EXPECT_EQ(source.size(), 40);
+}
+
+// ---- errors leave everything as it was ----
+
+TEST(Pool, ExhaustionNamesBytesAndChangesNothing) {
+  const auto pool = make_pool(CacheType::kF16, size_t{60} * 4096);
+  KvCache cache = random_cache(pool, 33, 1);
+  const size_t held = pool->pages_held();
+  std::vector<TokenId> tokens(size_t{200});
+  const Status status = cache.grow(tokens);
+  ASSERT_FALSE(status.ok());
+  for (const char* word : {"245760", "98304"})
+    EXPECT_NE(status.message().find(word), std::string::npos) << status.message();
+  EXPECT_EQ(cache.size(), 33);
+  EXPECT_EQ(cache.next_position(), 33);
+  const KvCache fork = random_cache(pool, 33, 2);
+  EXPECT_FALSE(scale(cache, 2, select(cache, "")).ok());
+  EXPECT_FALSE(noise(slice_of(cache), NoiseKind::kUnit, 1).ok());
+  EXPECT_EQ(pool->pages_held(), 2 * held);
+}
+
+TEST(Errors, SayWhatWasAskedAndWhatExists) {
+  const auto pool = make_pool();
+  const KvCache cache = random_cache(pool, 8, 1);
+  const KvCache other(must(PagePool::create(CacheType::kF32, 32, size_t{1} << 20)), {3, 2, 32});
+  EXPECT_EQ(error_of(insert(cache, slice_of(cache), 9, {})), "insert at slot 9: slots 0-8 exist");
+  EXPECT_EQ(error_of(insert(cache, slice_of(cache), -1, {})), "insert at slot -1: slots 0-8 exist");
+  EXPECT_NE(error_of(insert(other, slice_of(cache), 0, {})).find("3 layers x 2 KV heads x 64"),
+            std::string::npos);
+  EXPECT_NE(error_of(insert(cache, slice_of(cache, "parts=k"), 0, {})).find("fill the other half"),
+            std::string::npos);
+  EXPECT_NE(error_of(erase(cache, select(cache, "parts=v"))).find("half a row"), std::string::npos);
+  EXPECT_NE(error_of(keep(cache, select(cache, "parts=k"))).find("half a row"), std::string::npos);
+  const std::vector<int> twice = {1, 1};
+  EXPECT_NE(error_of(overwrite(cache, slice_of(cache, "rows=0-1"), twice)).find("1 after 1"),
+            std::string::npos);
+  const std::vector<int> beyond = {1, 8};
+  EXPECT_NE(error_of(overwrite(cache, slice_of(cache, "rows=0-1"), beyond)).find("0-7 exist"),
+            std::string::npos);
+  const std::vector<int> one = {1};
+  EXPECT_NE(
+      error_of(overwrite(cache, slice_of(cache, "rows=0-1"), one)).find("1 rows named for a slice of 2"),
+      std::string::npos);
+  EXPECT_NE(error_of(truncate(cache, 9)).find("the cache has 8"), std::string::npos);
+  EXPECT_NE(error_of(truncate(cache, -1)).find("the cache has 8"), std::string::npos);
+  EXPECT_NE(error_of(shift(cache, select(cache, "").rows, INT32_MAX)).find("beyond what positions can hold"),
+            std::string::npos);
+  EXPECT_NE(error_of(set_positions(cache, std::vector<int32_t>(7))).find("7 positions for 8 rows"),
+            std::string::npos);
+  EXPECT_NE(error_of(mix(cache, random_cache(pool, 7, 2), 0.5, select(cache, ""))).find("8 and 7 rows"),
+            std::string::npos);
+  EXPECT_NE(error_of(add(cache, {std::vector<float>(63), {}}, 1, select(cache, ""))).find("63 values"),
+            std::string::npos);
+  EXPECT_NE(error_of(match_norm(cache, KvCache(pool, kShape), NormTarget::kLaneMean, select(cache, "")))
+                .find("no rows to take"),
+            std::string::npos);
+  EXPECT_FALSE(concat({}).ok());
+}
+
+TEST(Errors, PositionsText) {
+  EXPECT_EQ(must(InsertPositions::parse("gap:12")).value, 12);
+  EXPECT_EQ(must(InsertPositions::parse("from:-3")).value, -3);
+  for (const char* bad : {"", "gap", "gap:", "gap:-1", "gap:1x", "from:99999999999", "follow:1", "Follow"})
+    EXPECT_FALSE(InsertPositions::parse(bad).ok()) << bad;
+}
+
+// ---- noise ----
+
+double mean_of(const LaneMatrix& m) {
+  return std::accumulate(m.data.begin(), m.data.end(), 0.0) / static_cast<double>(m.data.size());
+}
+
+class NoiseOf : public ::testing::Test {
+ protected:
+  // Visits each lane's natural and made-up vectors.
+  void for_lanes(NoiseKind kind,
+                 const std::function<void(const LaneMatrix& natural, const LaneMatrix& made)>& visit) {
+    const KvSlice natural = slice_of(cache_);
+    const KvSlice made = must(noise(natural, kind, 5));
+    EXPECT_EQ(made.rows->positions, natural.rows->positions);
+    EXPECT_EQ(made.rows->tokens, natural.rows->tokens);
+    for (const Part part : {Part::kKey, Part::kValue})
+      for (int lane = 0; lane < kShape.lanes(); ++lane)
+        visit(load_lane(natural.lanes, part, lane), load_lane(made.lanes, part, lane));
+  }
+  std::shared_ptr<PagePool> pool_ = make_pool();
+  KvCache cache_ = random_cache(pool_, 90, 3);
+};
+
+TEST_F(NoiseOf, UnitIsStandardNormal) {
+  for_lanes(NoiseKind::kUnit, [](const LaneMatrix&, const LaneMatrix& made) {
+    double squares = 0;
+    for (const float x : made.data) squares += static_cast<double>(x) * x;
+    // 5,760 values: standard errors 0.013 and 0.019.
+    EXPECT_NEAR(mean_of(made), 0, 0.06);
+    EXPECT_NEAR(squares / static_cast<double>(made.data.size()), 1, 0.09);
+  });
+}
+
+TEST_F(NoiseOf, MatchedKeepsEachRowsNorm) {
+  for_lanes(NoiseKind::kMatched, [](const LaneMatrix& natural, const LaneMatrix& made) {
+    for (int r = 0; r < natural.rows; ++r) {
+      EXPECT_NEAR(norm(made.row(r), made.columns), norm(natural.row(r), natural.columns), 1e-4);
+      double dot = 0;
+      for (int c = 0; c < made.columns; ++c) dot += made.row(r)[c] * natural.row(r)[c];
+      EXPECT_LT(dot, 0.9 * norm(natural.row(r), made.columns) * norm(made.row(r), made.columns));
+    }
+  });
+}
+
+TEST_F(NoiseOf, ChannelKeepsMeanAndVarianceOfChannels) {
+  for_lanes(NoiseKind::kChannel, [](const LaneMatrix& natural, const LaneMatrix& made) {
+    double natural_variance = 0;
+    double made_variance = 0;
+    for (const float x : natural.data) natural_variance += std::pow(x - mean_of(natural), 2);
+    for (const float x : made.data) made_variance += std::pow(x - mean_of(made), 2);
+    EXPECT_NEAR(mean_of(made), mean_of(natural), 0.5);  // observed: up to 0.35
+    EXPECT_NEAR(made_variance / natural_variance, 1, 0.25);
+  });
+}
+
+TEST_F(NoiseOf, PermutedHasTheSameRowsInOneOrder) {
+  std::vector<int> first_order;
+  for_lanes(NoiseKind::kPermuted, [&](const LaneMatrix& natural, const LaneMatrix& made) {
+    std::vector<int> order;
+    for (int r = 0; r < made.rows; ++r)
+      for (int s = 0; s < natural.rows; ++s)
+        if (std::equal(made.row(r), made.row(r) + made.columns, natural.row(s))) order.push_back(s);
+    if (first_order.empty()) first_order = order;
+    EXPECT_EQ(order, first_order);
+    EXPECT_FALSE(std::is_sorted(order.begin(), order.end()));
+    std::sort(order.begin(), order.end());
+    for (int r = 0; r < natural.rows; ++r) ASSERT_EQ(order[r], r);
+  });
+}
+
+TEST_F(NoiseOf, ZeroAndMean) {
+  for_lanes(NoiseKind::kZero, [](const LaneMatrix&, const LaneMatrix& made) {
+    for (const float x : made.data) ASSERT_EQ(x, 0);
+  });
+  for_lanes(NoiseKind::kMean, [](const LaneMatrix& natural, const LaneMatrix& made) {
+    for (int c = 0; c < natural.columns; ++c) {
+      double mean = 0;
+      for (int r = 0; r < natural.rows; ++r) mean += natural.row(r)[c] / static_cast<double>(natural.rows);
+      for (int r = 0; r < made.rows; ++r) ASSERT_NEAR(made.row(r)[c], mean, 1e-5);
+    }
+  });
+}
+
+TEST_F(NoiseOf, SeedsDecide) {
+  const KvSlice natural = slice_of(cache_);
+  const auto made = [&](uint64_t seed) {
+    return load_lane(must(noise(natural, NoiseKind::kMatched, seed)).lanes, Part::kKey, 1).data;
+  };
+  EXPECT_EQ(made(1), made(1));
+  EXPECT_NE(made(1), made(2));
+}
+
+TEST_F(NoiseOf, TheOtherHalfIsFilled) {
+  const KvSlice keys = slice_of(cache_, "parts=k rows=3-40");
+  const KvSlice both = slice_of(cache_, "rows=3-40");
+  const KvSlice filled = must(fill_missing(keys, both, NoiseKind::kZero, 1));
+  const KvCache cache = must(to_cache(filled));
+  EXPECT_EQ(load_lane(cache.lanes(), Part::kKey, 2).data, load_lane(both.lanes, Part::kKey, 2).data);
+  for (const float x : load_lane(cache.lanes(), Part::kValue, 2).data) ASSERT_EQ(x, 0);
+  const KvSlice natural = must(fill_missing(keys, both, std::nullopt, 1));
+  EXPECT_EQ(load_lane(natural.lanes, Part::kValue, 2).data, load_lane(both.lanes, Part::kValue, 2).data);
+}
+
+}  // namespace
+}  // namespace kvfold::testing
