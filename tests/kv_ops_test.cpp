@@ -244,8 +244,8 @@ TEST_F(NoiseOf, ChannelKeepsMeanAndVarianceOfChannels) {
     double made_variance = 0;
     for (const float x : natural.data) natural_variance += std::pow(x - mean_of(natural), 2);
     for (const float x : made.data) made_variance += std::pow(x - mean_of(made), 2);
-    EXPECT_NEAR(mean_of(made), mean_of(natural), 0.5);  // observed: up to 0.35
-    EXPECT_NEAR(made_variance / natural_variance, 1, 0.25);
+    EXPECT_NEAR(mean_of(made), mean_of(natural), 0.4);      // observed: up to 0.16
+    EXPECT_NEAR(made_variance / natural_variance, 1, 0.2);  // observed: up to 0.07
   });
 }
 
