@@ -7,9 +7,11 @@
 namespace kvfold {
 namespace {
 
-// How often a waiting thread looks before it goes to sleep: some tens of microseconds, longer than the gap
-// between two operations of a layer and short enough that an idle pool costs nothing.
+// How often a waiting thread looks before it goes to sleep: about a tenth of a millisecond, longer than the
+// gap between two operations of a layer and short enough that an idle pool costs nothing.
 constexpr int kSpins = 4000;
+// Pieces for each thread: what one that comes late or is interrupted leaves to the others.
+constexpr int kPiecesPerThread = 4;
 
 void pause() {
 #if defined(__x86_64__)
@@ -30,20 +32,30 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
+  stop_.store(true);
   {
     const std::lock_guard lock(mutex_);
-    stop_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
+    ticket_.fetch_add(uint64_t{1} << (2 * kPieceBits));
   }
   wake_.notify_all();
   for (std::thread& thread : workers_) thread.join();
 }
 
-void ThreadPool::run_piece(int thread) {
-  const int64_t all = threads();
-  const int64_t begin = count_ * thread / all;
-  const int64_t end = count_ * (thread + 1) / all;
-  if (begin < end) (*work_)(begin, end, thread);
+// Claims pieces of the current job until none is left.
+void ThreadPool::work_on_job(int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (;;) {
+    const auto next = static_cast<int64_t>(ticket & kPieceMask);
+    const auto pieces = static_cast<int64_t>(ticket >> kPieceBits & kPieceMask);
+    if (next == pieces) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
+                                       std::memory_order_acquire))
+      continue;
+    // The job cannot end before this piece does, so what describes it stays.
+    (*work_)(count_ * next / pieces, count_ * (next + 1) / pieces, thread);
+    unfinished_.fetch_sub(1, std::memory_order_release);
+    ++ticket;
+  }
 }
 
 void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, int)>& work) {
@@ -52,17 +64,21 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, i
     work(0, count, 0);
     return;
   }
+  const int64_t pieces =
+      std::min({count, static_cast<int64_t>(threads()) * kPiecesPerThread, static_cast<int64_t>(kPieceMask)});
   work_ = &work;
   count_ = count;
-  running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  {
-    // The lock orders this against a worker that is about to sleep.
-    const std::lock_guard lock(mutex_);
-    generation_.fetch_add(1, std::memory_order_release);
+  unfinished_.store(pieces, std::memory_order_relaxed);
+  const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> (2 * kPieceBits)) + 1;
+  // Sequentially consistent with a worker that counts itself among the sleepers and then looks again.
+  ticket_.store(job << (2 * kPieceBits) | static_cast<uint64_t>(pieces) << kPieceBits);
+  if (sleepers_.load() > 0) {
+    // A worker between its look and its sleep holds the lock.
+    { const std::lock_guard lock(mutex_); }
+    wake_.notify_all();
   }
-  wake_.notify_all();
-  run_piece(0);
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+  work_on_job(0);
+  for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
     if (spins < kSpins) {
       pause();
     } else {
@@ -73,17 +89,18 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, i
 
 void ThreadPool::worker(int thread) {
   uint64_t seen = 0;
+  const auto job = [this] { return ticket_.load() >> (2 * kPieceBits); };
   for (;;) {
-    for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins)
-      pause();
-    if (generation_.load(std::memory_order_acquire) == seen) {
+    for (int spins = 0; spins < kSpins && job() == seen; ++spins) pause();
+    if (job() == seen) {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      sleepers_.fetch_add(1);
+      wake_.wait(lock, [&] { return job() != seen; });
+      sleepers_.fetch_sub(1);
     }
-    ++seen;
-    if (stop_) return;
-    run_piece(thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    seen = job();
+    if (stop_.load()) return;
+    work_on_job(thread);
   }
 }
 

@@ -40,6 +40,15 @@ Result<std::string> TextOptions::read() const {
   return read_text_file(file);
 }
 
+CLI::Validator number_in(double low, double high) {
+  const auto check = [low, high](const std::string& text) {
+    double value = 0;
+    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return std::string();
+    return fmt::format("'{}' is not a number in [{}, {}]", text, low, high);
+  };
+  return CLI::Validator(check, fmt::format("NUMBER in [{}, {}]", low, high));
+}
+
 Result<std::vector<TokenId>> encode(const Session& session, const std::string& text) {
   std::vector<TokenId> ids = session.tokenizer().encode(text);
   if (ids.empty()) return Status::error("the text has no tokens; expected at least one");

@@ -43,6 +43,9 @@ struct TextOptions {
   Result<std::string> read() const;
 };
 
+// Accepts numbers within [low, high]; unlike CLI::Range it refuses NaN.
+CLI::Validator number_in(double low, double high);
+
 // The text's tokens. Errors: there are none.
 Result<std::vector<TokenId>> encode(const Session& session, const std::string& text);
 

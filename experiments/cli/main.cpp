@@ -1,6 +1,7 @@
 // kvfold: look into models and KV caches from the command line.
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -42,6 +43,11 @@ int run(int argc, char** argv) {
   cache->require_subcommand(1);
   add(*cache, "save", "feed a text and save its KV cache", add_cache_save);
   add(*cache, "run", "continue a text with the rows of a saved cache put in", add_cache_run);
+  // CLI11 would only say that a subcommand is required.
+  const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
+  const std::vector<CLI::App*> known = app.get_subcommands([](CLI::App*) { return true; });
+  if (argc > 1 && argv[1][0] != '-' && std::none_of(known.begin(), known.end(), named))
+    return fail(fmt::format("unknown command '{}': see kvfold --help", argv[1]));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

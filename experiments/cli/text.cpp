@@ -142,12 +142,12 @@ Action add_generate(CLI::App& app) {
   app.add_flag("--chat", options->chat,
                "put the prompt into the model's chat template as the user's message");
   SamplerOptions& sampler = options->sampler;
-  app.add_option("--temp", sampler.temperature, "temperature; 0 is greedy")->check(CLI::Range(0.0F, 100.0F));
+  app.add_option("--temp", sampler.temperature, "temperature; 0 is greedy")->check(number_in(0, 100));
   app.add_option("--seed", sampler.seed, "seed of the sampler");
   app.add_option("--top-k", sampler.top_k, "sample among the k likeliest; 0: all")
       ->check(CLI::Range(0, 1 << 24));
   app.add_option("--top-p", sampler.top_p, "sample among the likeliest that reach p together")
-      ->check(CLI::Range(1e-6F, 1.0F));
+      ->check(number_in(1e-6, 1));
   app.add_flag("--json", options->json, "print ids, text and rates as JSON");
   return [options] { return generate(*options); };
 }

@@ -1,0 +1,174 @@
+// The programs as a user meets them: exit status, one line of error, JSON, and files with the right bytes.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "tests/tiny_model.h"
+
+namespace kvfold::testing {
+namespace {
+
+struct Ran {
+  int status;
+  std::string out, err;
+};
+
+class Cli : public ::testing::Test {
+ protected:
+  void SetUp() override { folder_.write("tiny.gguf", tiny_model().build()); }
+
+  Ran run(const std::string& arguments) const {
+    const std::string command =
+        "cd '" + folder_.file("") + "' && '" KVFOLD_PROGRAMS "'/" + arguments + " >out 2>err </dev/null";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, TemporaryFolder::read(folder_.file("out")),
+            TemporaryFolder::read(folder_.file("err"))};
+  }
+  Ran kvfold(const std::string& arguments) const { return run("kvfold " + arguments); }
+  nlohmann::json json(const std::string& arguments) const {
+    const Ran ran = kvfold(arguments + " --json");
+    EXPECT_EQ(ran.status, 0) << ran.err;
+    EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 1) << ran.out;
+    return nlohmann::json::parse(ran.out);
+  }
+  nlohmann::json ids(const std::string& arguments) const { return json(arguments).at("ids"); }
+  // Exit 2, nothing on stdout, one line on stderr that says `what`.
+  void expect_refused(const std::string& arguments, const std::string& what) const {
+    const Ran ran = kvfold(arguments);
+    EXPECT_EQ(ran.status, 2) << arguments << "\n" << ran.err;
+    EXPECT_EQ(ran.out, "") << arguments;
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    EXPECT_NE(ran.err.find(what), std::string::npos) << arguments << "\n" << ran.err;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Cli, BadArgumentsAreOneLineAndExitTwo) {
+  expect_refused("", "subcommand");
+  expect_refused("frobnicate", "frobnicate");
+  expect_refused("info", "MODEL");
+  expect_refused("info tiny.gguf --frobnicate", "frobnicate");
+  expect_refused("info absent.gguf", "absent.gguf");
+  expect_refused("info .", "");
+  expect_refused("tokenize tiny.gguf", "--text");
+  expect_refused("tokenize tiny.gguf --text a --text-file b", "--text");
+  expect_refused("tokenize tiny.gguf --text-file absent.txt", "absent.txt");
+  expect_refused("generate tiny.gguf --prompt a -n -1", "-n");
+  expect_refused("generate tiny.gguf --prompt a --threads 0", "threads");
+  expect_refused("generate tiny.gguf --prompt a --temp nan", "temp");
+  expect_refused("generate tiny.gguf --prompt ''", "");
+  expect_refused("logits tiny.gguf --text a --out absent/x.npy", "absent");
+  expect_refused("cache run tiny.gguf absent.safetensors --text ab", "absent.safetensors");
+}
+
+TEST_F(Cli, DamagedModelsAreOneLineAndExitTwo) {
+  const std::string whole = TemporaryFolder::read(folder_.file("tiny.gguf"));
+  folder_.write("short.gguf", whole.substr(0, 100));
+  folder_.write("empty.gguf", "");
+  folder_.write("text.gguf", "not a model\nat all\n");
+  for (const char* name : {"short.gguf", "empty.gguf", "text.gguf"})
+    expect_refused(std::string("info ") + name, name);
+}
+
+TEST_F(Cli, HelpSaysWhatEachOptionDoes) {
+  for (const char* command :
+       {"", "info", "tokenize", "logits", "generate", "perplexity", "cache", "cache save", "cache run"}) {
+    const Ran ran = kvfold(std::string(command) + " --help");
+    EXPECT_EQ(ran.status, 0) << command;
+    EXPECT_NE(ran.out.find("--help"), std::string::npos) << command;
+    EXPECT_EQ(ran.err, "") << command;
+  }
+}
+
+TEST_F(Cli, InfoAndTokenize) {
+  const auto info = json("info tiny.gguf");
+  EXPECT_EQ(info.at("architecture"), "llama");
+  EXPECT_EQ(info.at("layers"), 2);
+  EXPECT_EQ(json("tokenize tiny.gguf --text 'ab<|im_end|>'").at("ids").size(), 3U);
+  folder_.write("text.txt", "ab<|im_end|>");
+  EXPECT_EQ(json("tokenize tiny.gguf --text-file text.txt"),
+            json("tokenize tiny.gguf --text 'ab<|im_end|>'"));
+}
+
+TEST_F(Cli, LogitsAreTheSameFileForAnyThreadsAndChunks) {
+  folder_.write("text.txt", "The quick brown fox jumps over the lazy dog, and 12345 times more.");
+  std::string first;
+  for (const char* options :
+       {"", "--threads 1", "--threads 2", "--chunk 1", "--chunk 7", "--threads 2 --chunk 7"}) {
+    ASSERT_EQ(kvfold(std::string("logits tiny.gguf --text-file text.txt --out l.npy ") + options).status, 0);
+    const std::string bytes = TemporaryFolder::read(folder_.file("l.npy"));
+    if (first.empty()) first = bytes;
+    EXPECT_EQ(bytes, first) << options;
+  }
+  // NPY 1.0: magic, version, header length, and a header that pads to a multiple of 64.
+  ASSERT_EQ(first.substr(0, 6), "\x93NUMPY");
+  const size_t header = 10 + static_cast<uint8_t>(first[8]) + 256U * static_cast<uint8_t>(first[9]);
+  EXPECT_EQ(header % 64, 0U);
+  const auto tokens = json("tokenize tiny.gguf --text-file text.txt").at("ids").size();
+  const auto vocabulary = json("info tiny.gguf").at("vocab_size").get<size_t>();
+  EXPECT_EQ(first.size() - header, tokens * vocabulary * sizeof(float));
+}
+
+TEST_F(Cli, GenerateIsReproducible) {
+  const auto greedy = ids("generate tiny.gguf --prompt abc -n 8");
+  EXPECT_EQ(greedy, ids("generate tiny.gguf --prompt abc -n 8 --threads 1"));
+  const auto sampled = ids("generate tiny.gguf --prompt abc -n 8 --temp 1 --seed 3");
+  EXPECT_EQ(sampled, ids("generate tiny.gguf --prompt abc -n 8 --temp 1 --seed 3"));
+  EXPECT_NE(sampled, ids("generate tiny.gguf --prompt abc -n 8 --temp 1 --seed 4"));
+  EXPECT_EQ(kvfold("generate tiny.gguf --prompt abc -n 4 --chat").status, 0);
+}
+
+TEST_F(Cli, PerplexityIsExpOfNll) {
+  const auto out = json("perplexity tiny.gguf --text 'some text to score'");
+  EXPECT_NEAR(out.at("perplexity").get<double>(), std::exp(out.at("nll").get<double>()), 1e-6);
+  EXPECT_GT(out.at("tokens").get<int>(), 5);
+}
+
+TEST_F(Cli, SavedCacheContinuesAsTheTextWould) {
+  ASSERT_EQ(kvfold("cache save tiny.gguf --text 'abc def ' --out c.safetensors").status, 0);
+  const auto injected = json("cache run tiny.gguf c.safetensors --text 'ghi' -n 8");
+  const auto fed = json("generate tiny.gguf --prompt 'abc def ghi' -n 8");
+  EXPECT_EQ(injected.at("ids"), fed.at("ids"));
+  EXPECT_EQ(kvfold("cache run tiny.gguf c.safetensors --text 'ghi' --insert 1 --positions gap:4 --select "
+                   "'layers=0 rows=0-2' -n 2")
+                .status,
+            0);
+  expect_refused("cache run tiny.gguf c.safetensors --text ghi --select rows=5-2", "reversed");
+  expect_refused("cache run tiny.gguf c.safetensors --text ghi --select rows=0-99", "exist");
+  expect_refused("cache run tiny.gguf c.safetensors --text ghi --positions gap:-1", "gap:N");
+  expect_refused("cache run tiny.gguf c.safetensors --text ghi --insert 3", "slot in 0-2");
+  expect_refused("cache run tiny.gguf c.safetensors --text ghi --cache-type f32", "f16");
+  TinyModelOptions deeper;
+  deeper.layers = 3;
+  folder_.write("other.gguf", tiny_model(deeper).build());
+  expect_refused("cache run other.gguf c.safetensors --text ghi", "2 layers x 2 KV heads x 16");
+}
+
+TEST_F(Cli, DriverRecordsEveryCondition) {
+  const Ran ran = run("run_2a --model tiny.gguf -n 6 --runs out_runs");
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_NE(ran.out.find("transfer"), std::string::npos);
+  EXPECT_EQ(ran.out.find('\x1b'), std::string::npos) << "colour without a terminal";
+  ASSERT_EQ(
+      std::system(("cat " + folder_.file("out_runs") + "/*/trials.jsonl >" + folder_.file("lines")).c_str()),
+      0);
+  std::istringstream lines(TemporaryFolder::read(folder_.file("lines")));
+  std::map<std::string, int> conditions;
+  for (std::string line; std::getline(lines, line);) {
+    const auto trial = nlohmann::json::parse(line);
+    for (const char* key :
+         {"phase", "trial", "framing", "condition", "source", "target", "output", "markers"})
+      EXPECT_TRUE(trial.contains(key)) << key;
+    ++conditions[trial.at("condition").get<std::string>()];
+  }
+  EXPECT_EQ(conditions, (std::map<std::string, int>{
+                            {"baseline", 4}, {"same-cache", 4}, {"noise", 4}, {"text", 4}, {"transfer", 4}}));
+}
+
+}  // namespace
+}  // namespace kvfold::testing
