@@ -51,7 +51,9 @@ run-2a: ## run phase 2a (identity transfer) on MODEL
 run-2b: ## run phase 2b on MODEL
 run-2c: ## run phase 2c on MODEL
 run-2d: ## run phase 2d on MODEL
-$(RUNS): release weights
+# Its own program alone is built, so that a first answer does not wait for the tests; stdout is the program's.
+$(RUNS): build/release/build.ninja install weights
+	@cmake --build build/release -j $(JOBS) --target $(subst -,_,$@) >&2
 	@build/release/experiments/$(subst -,_,$@) --model $(MODEL) $(ARGS)
 
 bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=matmul, go to each)
