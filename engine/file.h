@@ -39,6 +39,7 @@ class AtomicFile {
   AtomicFile& operator=(AtomicFile&&) = delete;
   ~AtomicFile();
 
+  const std::string& path() const { return path_; }
   Status write(std::span<const std::byte> bytes);
   Status write(const std::string& text) { return write(std::as_bytes(std::span(text))); }
   Status commit();

@@ -305,6 +305,9 @@ Status write_safetensors(AtomicFile& file, const std::map<std::string, std::stri
   text += '}';
   text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
   const uint64_t length = text.size();
+  if (length > kMostHeader)
+    return fail(file.path(), fmt::format("names and metadata make a header of {} bytes, expected at most {}",
+                                         length, kMostHeader));
   KVFOLD_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(&length, 1))));
   KVFOLD_RETURN_IF_ERROR(file.write(text));
   for (const SafetensorsEntry& tensor : tensors) {

@@ -53,7 +53,8 @@ struct SafetensorsEntry {
 };
 
 // Writes header and tensors, in the given order. Names and metadata that are not UTF-8 are written with
-// U+FFFD in place of what is wrong. REQUIRES: no name twice, none "__metadata__".
+// U+FFFD in place of what is wrong. Errors: the file cannot be written; a header over 100 MB, which no reader
+// takes. REQUIRES: no name twice, none "__metadata__".
 Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
                          std::span<const SafetensorsEntry> tensors);
 

@@ -211,6 +211,19 @@ class Writer {
   std::vector<std::byte> elements_, scales_;  // of the last gather()
 };
 
+// What load_cache() would refuse is not to be saved.
+Status check_positions(const KvCache& cache) {
+  const auto in_range = [](int64_t position) { return std::abs(position) <= kMostPosition; };
+  if (!in_range(cache.next_position()))
+    return Status::error(fmt::format("the cache's next position is {}, expected one in [{}, {}]",
+                                     cache.next_position(), -kMostPosition, kMostPosition));
+  const std::vector<int32_t>& positions = cache.rows().positions;
+  const auto bad = std::find_if_not(positions.begin(), positions.end(), in_range);
+  if (bad == positions.end()) return {};
+  return Status::error(fmt::format("the position of row {} is {}, expected one in [{}, {}]",
+                                   bad - positions.begin(), *bad, -kMostPosition, kMostPosition));
+}
+
 class Reader {
  public:
   Reader(std::string path, SafetensorsFile file) : path_(std::move(path)), file_(std::move(file)) {}
@@ -228,7 +241,7 @@ class Reader {
     KvLanes lanes(pool, shape_);
     for (const Part part : kParts)
       for (const TensorPlan& plan : plan_tensors(shape_, part, lane_rows_, rows_->size()))
-        scatter(part, plan, lanes);
+        KVFOLD_RETURN_IF_ERROR(scatter(part, plan, lanes));
     return KvCache(std::move(lanes), rows_, next_position_);
   }
 
@@ -416,6 +429,7 @@ class Reader {
     return {};
   }
 
+  // Said before any work is done. Lanes with gaps may take more pages than this: scatter() asks again.
   Status require_pages(const PagePool& pool) const {
     size_t pages = 0;
     for (const int64_t rows : lane_rows_)
@@ -424,7 +438,7 @@ class Reader {
   }
 
   // Makes the pages of a tensor's lanes, each page's rows in one go.
-  void scatter(Part part, const TensorPlan& plan, KvLanes& lanes) const {
+  Status scatter(Part part, const TensorPlan& plan, KvLanes& lanes) const {
     const CacheType type = lanes.pool()->type();
     const bool scaled = type == CacheType::kQ8;
     const size_t row_bytes = shape_.head_dim * element_bytes(type);
@@ -435,6 +449,8 @@ class Reader {
       PageTable& table = lanes.mutable_table(part, lane);
       const std::vector<int32_t>& slots = slots_[lane];
       for (int64_t i = 0; i < plan.rows;) {
+        KVFOLD_RETURN_IF_ERROR(
+            lanes.pool()->require(table.pages_to_extend(1, false)).with_prefix(path_ + ": "));
         const PageTable::RowPlace first = table.extend(part, slots.empty() ? static_cast<int>(i) : slots[i]);
         const auto count = static_cast<int>(std::min<int64_t>(kPageRows - first.row, plan.rows - i));
         for (int r = 1; r < count; ++r) {
@@ -448,6 +464,7 @@ class Reader {
         i += count;
       }
     }
+    return {};
   }
 
   std::string path_;
@@ -462,9 +479,7 @@ class Reader {
 }  // namespace
 
 Status save_cache(const KvCache& cache, const CacheModelInfo& model, const std::string& path) {
-  if (std::abs(int64_t{cache.next_position()}) > kMostPosition)
-    return Status::error(fmt::format("{}: the cache's next position is {}, expected one in [{}, {}]", path,
-                                     cache.next_position(), -kMostPosition, kMostPosition));
+  KVFOLD_RETURN_IF_ERROR(check_positions(cache).with_prefix(path + ": "));
   KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
   KVFOLD_RETURN_IF_ERROR(Writer(cache).write(model, file));
   return file.commit();

@@ -32,7 +32,8 @@ inline CacheModelInfo cache_model_info(const ModelSource& source) {
   return {source.fingerprint, c.architecture, c.name, c.rope_base, c.rope_pairing, c.rotary_dim};
 }
 
-// Writes `path` whole or not at all. Errors: the file cannot be written; next_position() beyond +-2^30.
+// Writes `path` whole or not at all. Errors: the file cannot be written; a position or next_position() beyond
+// +-2^30; so many rows that the header would be beyond the format's 100 MB.
 Status save_cache(const KvCache& cache, const CacheModelInfo& model, const std::string& path);
 
 // A cache in `pool` with the file's rows, bit for bit. Rows' origins name the file's own sources.
