@@ -222,8 +222,7 @@ void CpuBackend::attend(std::span<const Token> tokens, int layer, const Attentio
   // Rows of its lane that a token sees: all but those behind its own.
   const auto visible = [&](const Token& token, int lane) {
     const KvCache& cache = *token.sequence->cache;
-    return cache.lanes().table(Part::kKey, lane).rows() -
-           (cache.size() - token.sequence->slot - token.index - 1);
+    return cache.lanes().table(Part::kKey, lane).rows_before(token.sequence->slot + token.index + 1);
   };
   const auto for_each = [&](auto visit) {
     for (const Token& token : tokens)

@@ -88,19 +88,21 @@ void Model::reserve_rope(std::span<const BatchSequence> batch) {
 
 // The pre-norm transformer of Llama (Touvron et al. 2023): each layer adds attention and then a gated
 // feed-forward network to the residual stream.
-void Model::forward(std::span<const TokenId> tokens, std::span<const BatchSequence> batch, Activations& a) {
+void Model::forward(std::span<const TokenId> tokens, std::span<const BatchSequence> batch, Activations& a,
+                    const QueryProbe& probe) {
   const auto rows = static_cast<int>(tokens.size());
   KVFOLD_CHECK(rows <= a.rows);
   reserve_rope(batch);
   backend_->embed(*embedding_, tokens, a.x.get());
   for (int i = 0; i < config().layers; ++i) {
-    attention_block(layers_[i], i, rows, batch, a);
+    attention_block(layers_[i], i, rows, batch, a, probe);
     ffn_block(layers_[i], rows, a);
   }
 }
 
 void Model::attention_block(const LayerWeights& layer, int index, int rows,
-                            std::span<const BatchSequence> batch, Activations& a) const {
+                            std::span<const BatchSequence> batch, Activations& a,
+                            const QueryProbe& probe) const {
   const ModelConfig& c = config();
   backend_->rms_norm(a.x.get(), rows, c.model_dim, layer.attention_norm.get(), c.norm_epsilon,
                      a.normed.get());
@@ -116,6 +118,7 @@ void Model::attention_block(const LayerWeights& layer, int index, int rows,
   // Keys go to the cache as they are: RoPE turns them when they are read, by whatever position the row has
   // then.
   backend_->store_kv(batch, index, a.k.get(), a.v.get());
+  if (probe) probe(index, batch, a.q.get());
   backend_->attention(batch, index, {c.heads, c.kv_heads, c.head_dim}, rope_.view(), a.q.get(),
                       a.attended.get());
   const std::array out = {Linear{layer.wo.get(), nullptr, a.residual.get()}};

@@ -1,6 +1,7 @@
 // A model: configuration, weights taken in by a backend, and the forward pass.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -32,6 +33,10 @@ struct Activations {
   std::shared_ptr<float> logits;               // [kLogitRows, vocab_size]
 };
 
+// Looks on as a forward pass runs: called in each layer once its queries, q [rows, heads * head_dim] before
+// RoPE (backend memory), are made and its keys are in the caches.
+using QueryProbe = std::function<void(int layer, std::span<const BatchSequence> batch, const float* q)>;
+
 class Model {
  public:
   // Rows whose logits are made at once.
@@ -51,7 +56,7 @@ class Model {
   // in activations.x. REQUIRES: tokens.size() <= activations.rows, ids in the vocabulary, `batch` covers the
   // tokens in order.
   void forward(std::span<const TokenId> tokens, std::span<const BatchSequence> batch,
-               Activations& activations);
+               Activations& activations, const QueryProbe& probe = {});
   // Logits [rows.size(), vocab_size] of some rows of activations.x, in activations.logits.
   // REQUIRES: rows.size() <= kLogitRows.
   void logits(std::span<const int> rows, Activations& activations) const;
@@ -61,7 +66,7 @@ class Model {
   Result<std::shared_ptr<float>> take_vector(const MatrixView& view) const;
   Status take_layer(const LayerTensors& tensors, LayerWeights& layer) const;
   void attention_block(const LayerWeights& layer, int index, int rows, std::span<const BatchSequence> batch,
-                       Activations& a) const;
+                       Activations& a, const QueryProbe& probe) const;
   void ffn_block(const LayerWeights& layer, int rows, Activations& a) const;
   void reserve_rope(std::span<const BatchSequence> batch);
 

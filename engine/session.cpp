@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "engine/kv/ops.h"
+
 namespace kvfold {
 
 Session::Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
@@ -29,13 +31,17 @@ Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<Model> model,
       new Session(std::move(model), std::move(tokenizer), std::move(pool), std::move(activations), options));
 }
 
+Status Session::check_cache(const KvCache& cache) const {
+  if (cache.pool() == pool_ && cache.shape() == model_->cache_shape()) return {};
+  return Status::error("the cache is of another session or of another model's shape");
+}
+
 Status Session::check(std::span<const Feed> feeds) const {
   for (size_t i = 0; i < feeds.size(); ++i) {
     const Feed& feed = feeds[i];
     for (size_t j = 0; j < i; ++j)
       if (feeds[j].cache == feed.cache) return Status::error("feed: a cache is named twice in one batch");
-    if (feed.cache->pool() != pool_ || feed.cache->shape() != model_->cache_shape())
-      return Status::error("feed: the cache is of another session or of another model's shape");
+    KVFOLD_RETURN_IF_ERROR(check_cache(*feed.cache));
     for (const TokenId id : feed.tokens) {
       if (id < 0 || id >= model_->config().vocab_size)
         return Status::error(fmt::format("feed: token id {} is outside the vocabulary, 0-{}", id,
@@ -45,7 +51,7 @@ Status Session::check(std::span<const Feed> feeds) const {
   return {};
 }
 
-Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink) {
+Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink, const QueryProbe& probe) {
   KVFOLD_RETURN_IF_ERROR(check(feeds));
   // Room for every token is made before the first is computed, so that nothing can fail half way.
   std::vector<int> first_slots;
@@ -67,18 +73,18 @@ Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink) {
       rows += end - begin;
       begin = end;
       if (rows == options_.chunk) {
-        compute(feeds, first_slots, pieces, sink);
+        compute(feeds, first_slots, pieces, sink, probe);
         pieces.clear();
         rows = 0;
       }
     }
   }
-  if (!pieces.empty()) compute(feeds, first_slots, pieces, sink);
+  if (!pieces.empty()) compute(feeds, first_slots, pieces, sink, probe);
   return {};
 }
 
 void Session::compute(std::span<const Feed> feeds, std::span<const int> first_slots,
-                      std::span<const Piece> pieces, const LogitsSink& sink) {
+                      std::span<const Piece> pieces, const LogitsSink& sink, const QueryProbe& probe) {
   std::vector<TokenId> tokens;
   std::vector<BatchSequence> batch;
   struct Asked {
@@ -99,7 +105,7 @@ void Session::compute(std::span<const Feed> feeds, std::span<const int> first_sl
       tokens.push_back(feed.tokens[t]);
     }
   }
-  model_->forward(tokens, batch, activations_);
+  model_->forward(tokens, batch, activations_, probe);
   std::vector<float> logits(static_cast<size_t>(model_->config().vocab_size));
   for (size_t first = 0; first < asked.size(); first += Model::kLogitRows) {
     const size_t n = std::min<size_t>(Model::kLogitRows, asked.size() - first);
@@ -119,6 +125,44 @@ Result<std::vector<float>> Session::feed(KvCache& cache, std::span<const TokenId
     out.assign(logits.begin(), logits.end());
   }));
   return out;
+}
+
+Result<KvCache> Session::recompute(const KvCache& cache, const Selection& selection) {
+  KVFOLD_RETURN_IF_ERROR(check_cache(cache));
+  KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
+  if (selection.empty()) return cache.fork();
+  // Pages of their own for the rows, in every lane, as the model computes them all.
+  Selection rows = Selection::all(cache.shape(), cache.size());
+  rows.rows = selection.rows;
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice old, extract(cache, rows));
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice fresh, noise(old, NoiseKind::kZero, 0));
+  for (int lane = 0; lane < cache.shape().lanes(); ++lane)
+    if (fresh.lanes.table(Part::kKey, lane).rows() != fresh.size())
+      return Status::error(fmt::format("recompute: layer {} head {} lacks some of the selected rows",
+                                       lane / cache.shape().kv_heads, lane % cache.shape().kv_heads));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache computed, overwrite(cache, fresh, selection.rows));
+
+  for (size_t begin = 0; begin < selection.rows.size(); begin += static_cast<size_t>(options_.chunk)) {
+    const size_t end = std::min(selection.rows.size(), begin + static_cast<size_t>(options_.chunk));
+    std::vector<TokenId> tokens;
+    std::vector<BatchSequence> batch;
+    for (size_t i = begin; i < end; ++i) {
+      const int slot = selection.rows[i];
+      const bool continues = !batch.empty() && batch.back().slot + batch.back().count == slot;
+      if (!continues) batch.push_back({&computed, slot, 0, static_cast<int>(tokens.size())});
+      ++batch.back().count;
+      tokens.push_back(cache.rows().tokens[slot]);
+    }
+    model_->forward(tokens, batch, activations_);
+  }
+
+  // Only what was asked for goes into the result.
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice wanted, extract(computed, selection));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache replaced, overwrite(cache, wanted, selection.rows));
+  auto marked = std::make_shared<Rows>(cache.rows());
+  for (const int row : selection.rows)
+    marked->origins[row].operations |= static_cast<uint32_t>(Operation::kRecompute);
+  return KvCache(replaced.lanes(), std::move(marked), cache.next_position());
 }
 
 }  // namespace kvfold

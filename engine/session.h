@@ -47,20 +47,29 @@ class Session {
   // Feeds several caches as one batch. A cache may appear once. Each one's bits are the same as when it is
   // fed alone, in any chunks. Errors: a token id outside the vocabulary, a cache of another pool or shape,
   // the pool exhausted; every cache is then as it was.
-  Status feed(std::span<const Feed> feeds, const LogitsSink& sink);
+  // `probe` sees every batch that is computed; each sequence's cache is one of the feeds'.
+  Status feed(std::span<const Feed> feeds, const LogitsSink& sink, const QueryProbe& probe = {});
   // Feeds one cache and returns the logits after the last token. Errors: as above, or no tokens.
   Result<std::vector<float>> feed(KvCache& cache, std::span<const TokenId> tokens);
+
+  // The cache with the selected rows made again: their tokens run through the model at the slots and
+  // positions where they stand, each seeing the rows before it, and what comes out replaces the selected
+  // lanes and parts (chunk repair as in CacheBlend: Yao et al. 2024, arXiv:2405.16444). All layers are
+  // computed whatever is selected. Errors: a cache of another pool or shape, a lane without a selected row,
+  // the pool exhausted.
+  Result<KvCache> recompute(const KvCache& cache, const Selection& selection);
 
  private:
   Session(std::shared_ptr<Model> model, std::shared_ptr<const Tokenizer> tokenizer,
           std::shared_ptr<PagePool> pool, Activations activations, const SessionOptions& options);
   Status check(std::span<const Feed> feeds) const;
+  Status check_cache(const KvCache& cache) const;
   struct Piece {
     int feed;
     int begin, end;  // tokens of the feed
   };
   void compute(std::span<const Feed> feeds, std::span<const int> first_slots, std::span<const Piece> pieces,
-               const LogitsSink& sink);
+               const LogitsSink& sink, const QueryProbe& probe);
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Tokenizer> tokenizer_;

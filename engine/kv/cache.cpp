@@ -95,6 +95,8 @@ Status KvCache::grow(std::span<const TokenId> tokens) {
     for (int lane = 0; lane < lane_count; ++lane)
       pages += lanes_.table(part, lane).pages_to_extend(count, lanes_.shares_table(part, lane));
   KVFOLD_RETURN_IF_ERROR(pool()->require(pages));
+  if (static_cast<int64_t>(next_position_) + count > kMostPosition)
+    return Status::error("the cache's positions would go beyond what they may be");
 
   if (rows_.use_count() > 1) rows_ = std::make_shared<Rows>(*rows_);
   const int first = size();

@@ -47,6 +47,9 @@ struct Origin {
   bool operator==(const Origin&) const = default;
 };
 
+// What the magnitude of a position may be: far enough from overflow that any two can be added.
+inline constexpr int32_t kMostPosition = 1 << 30;
+
 // What is known of each row besides its vectors; index is the slot.
 struct Rows {
   std::vector<TokenId> tokens;
@@ -111,8 +114,8 @@ class KvCache {
   void set_next_position(int32_t position) { next_position_ = position; }
 
   // Makes room for `tokens` behind the last row, at positions that follow next_position(); their vectors are
-  // written by the forward pass through row_place(). Errors: the pool is exhausted; the cache is then as it
-  // was.
+  // written by the forward pass through row_place(). Errors: the pool is exhausted, positions go beyond their
+  // range; the cache is then as it was.
   Status grow(std::span<const TokenId> tokens);
   // Undoes grow(): drops the rows from slot `size` on. REQUIRES: they are all from the last grow().
   void shrink(int size);

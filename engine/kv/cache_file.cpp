@@ -19,8 +19,6 @@ namespace {
 
 using nlohmann::json;
 constexpr std::array kParts = {Part::kKey, Part::kValue};
-// What positions may be: far enough from overflow that positions can be added and subtracted.
-constexpr int64_t kMostPosition = int64_t{1} << 30;
 
 const char* type_name(CacheType type) {
   return type == CacheType::kF16 ? "f16" : type == CacheType::kF32 ? "f32" : "q8";

@@ -116,13 +116,18 @@ Moves insert_moves(const KvCache& cache, const Rows& inserted, int at, const Ins
   return {static_cast<int64_t>(positions.value) - *low, 0};
 }
 
+// Positions stay far enough from overflow that any two can be added or subtracted.
+Status check_position(int64_t position) {
+  if (std::abs(position) <= kMostPosition) return {};
+  return Status::error(
+      fmt::format("position {} is out of range: positions go to +-{}", position, kMostPosition));
+}
+
 Status move_positions(Rows& rows, int begin, int end, int64_t delta) {
   if (delta == 0) return {};
   for (int i = begin; i < end; ++i) {
     const int64_t position = rows.positions[i] + delta;
-    if (position < INT32_MIN / 2 || position > INT32_MAX / 2)
-      return Status::error(
-          fmt::format("row {} would stand at position {}, beyond what positions can hold", i, position));
+    KVFOLD_RETURN_IF_ERROR(check_position(position).with_prefix(fmt::format("row {}: ", i)));
     rows.positions[i] = static_cast<int32_t>(position);
     mark(rows, i, Operation::kShift);
   }
@@ -205,6 +210,7 @@ Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const
   const bool highest = positions.kind == Kind::kKeep || positions.kind == Kind::kFrom;
   const int64_t next = highest ? std::max(cache.next_position(), highest_follow(*rows))
                                : cache.next_position() + moves.behind_delta;
+  KVFOLD_RETURN_IF_ERROR(check_position(next));
   return KvCache(std::move(lanes), std::move(rows), static_cast<int32_t>(next));
 }
 
@@ -313,8 +319,11 @@ Result<KvCache> shift(const KvCache& cache, std::span<const int> rows, int32_t d
   KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   auto out = std::make_shared<Rows>(cache.rows());
   for (const int row : rows) KVFOLD_RETURN_IF_ERROR(move_positions(*out, row, row + 1, delta));
-  const bool whole = static_cast<int>(rows.size()) == cache.size();
-  return KvCache(cache.lanes(), std::move(out), cache.next_position() + (whole ? delta : 0));
+  if (static_cast<int>(rows.size()) < cache.size())
+    return KvCache(cache.lanes(), std::move(out), cache.next_position());
+  const int64_t next = static_cast<int64_t>(cache.next_position()) + delta;
+  KVFOLD_RETURN_IF_ERROR(check_position(next));
+  return KvCache(cache.lanes(), std::move(out), static_cast<int32_t>(next));
 }
 
 Result<KvCache> set_positions(const KvCache& cache, std::span<const int32_t> positions) {

@@ -67,9 +67,10 @@ size_t PageTable::pages_to_extend(int rows, bool forked) const {
   if (!spans_.empty()) {
     const KvSpan& last = spans_.back();
     const bool open = !forked && last_page_is_open();
-    // The rows of a page that is shared or used up to its end move to a new page first.
-    if (!open && last.count < kPageRows) rows += last.count;
-    if (open) room = kPageRows - last.first - last.count;
+    const int behind = kPageRows - last.first - last.count;
+    // The last rows of a page that others write behind, or may, move to a new page first.
+    if (!open && behind > 0) rows += last.count;
+    if (open) room = behind;
   }
   return rows <= room ? 0 : static_cast<size_t>((rows - room + kPageRows - 1) / kPageRows);
 }
@@ -77,10 +78,10 @@ size_t PageTable::pages_to_extend(int rows, bool forked) const {
 PageTable::RowPlace PageTable::extend(Part part, int slot) {
   KVFOLD_CHECK(spans_.empty() || spans_.back().slot + spans_.back().count <= slot);
   if (!last_page_is_open()) {
-    const bool partial = !spans_.empty() && spans_.back().count < kPageRows;
+    const bool partial = !spans_.empty() && spans_.back().first + spans_.back().count < kPageRows;
     const PageId page = pool_->allocate();
     if (partial) {
-      // The last rows move to a page of our own, so that a lane never ends in a row of half-used pages.
+      // Copy-on-write: the last rows move to a page of our own, and the new row goes behind them.
       KvSpan& last = spans_.back();
       for (int r = 0; r < last.count; ++r) {
         kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->data(last.page), last.first + r,

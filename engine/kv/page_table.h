@@ -29,9 +29,9 @@ class PageTable {
   // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every
   // row here.
   void append(const PageTable& from, int begin, int end, int delta);
-  // Appends one fresh row at `slot` and returns where to write it. A page shared with others, or whose next
-  // row is not the last span's successor, is left alone: its rows are copied (copy-on-write) or a new page is
-  // begun. REQUIRES: pages_to_extend(1, false) pages can be allocated.
+  // Appends one fresh row at `slot` and returns where to write it: in the last page where nobody else holds
+  // that and it has room; in a new one otherwise, to which the last rows of a shared page with room move
+  // (copy-on-write). REQUIRES: pages_to_extend(1, false) pages can be allocated.
   struct RowPlace {
     std::byte* page;
     int row;
