@@ -38,6 +38,7 @@ Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const
                               std::pair{&tensors.bq, &layer.bq},
                               std::pair{&tensors.bk, &layer.bk},
                               std::pair{&tensors.bv, &layer.bv},
+                              std::pair{&tensors.bo, &layer.bo},
                               std::pair{&tensors.q_norm, &layer.q_norm},
                               std::pair{&tensors.k_norm, &layer.k_norm},
                               std::pair{&tensors.ffn_norm, &layer.ffn_norm}};
@@ -121,7 +122,7 @@ void Model::attention_block(const LayerWeights& layer, int index, int rows,
   if (probe) probe(index, batch, a.q.get());
   backend_->attention(batch, index, {c.heads, c.kv_heads, c.head_dim}, rope_.view(), a.q.get(),
                       a.attended.get());
-  const std::array out = {Linear{layer.wo.get(), nullptr, a.residual.get()}};
+  const std::array out = {Linear{layer.wo.get(), layer.bo.get(), a.residual.get()}};
   backend_->linear(out, a.attended.get(), rows);
   backend_->add(a.residual.get(), static_cast<int64_t>(rows) * c.model_dim, a.x.get());
 }

@@ -17,7 +17,7 @@ struct LayerWeights {
   std::shared_ptr<float> attention_norm;   // [model_dim]
   std::unique_ptr<Weight> wq, wk, wv, wo;  // [heads * head_dim, model_dim], [kv_heads * head_dim, model_dim]
                                            // x2, [model_dim, heads * head_dim]
-  std::shared_ptr<float> bq, bk, bv;       // [rows of the weight]
+  std::shared_ptr<float> bq, bk, bv, bo;   // [rows of the weight]
   std::shared_ptr<float> q_norm, k_norm;   // [head_dim]
   std::shared_ptr<float> ffn_norm;         // [model_dim]
   std::unique_ptr<Weight> gate, up, down;  // [ffn_dim, model_dim] x2, [model_dim, ffn_dim]

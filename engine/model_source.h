@@ -20,7 +20,7 @@ struct LayerTensors {
   MatrixView attention_norm;  // [1, model_dim] f32
   MatrixView wq, wk, wv, wo;  // [heads * head_dim, model_dim], [kv_heads * head_dim, model_dim] x2,
                               // [model_dim, heads * head_dim]
-  MatrixView bq, bk, bv;      // [1, rows of the weight] f32; data == nullptr where the architecture has none
+  MatrixView bq, bk, bv, bo;  // [1, rows of the weight] f32; data == nullptr where the model has none
   MatrixView q_norm, k_norm;  // [1, head_dim] f32, per-head norm; data == nullptr where there is none
   MatrixView ffn_norm;        // [1, model_dim] f32
   MatrixView gate, up, down;  // [ffn_dim, model_dim] x2, [model_dim, ffn_dim]

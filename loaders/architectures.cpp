@@ -8,9 +8,10 @@ namespace {
 constexpr std::array kArchitectures = {
     // Llama 1 to 3, TinyLlama, SmolLM and SmolLM2, Mistral. GGUF converters permute q and k rows for
     // interleaved pairs.
-    Architecture{"llama", false, RopePairing::kInterleaved},
+    Architecture{"llama", false, false, RopePairing::kInterleaved},
     // Qwen 1.5, 2 and 2.5.
-    Architecture{"qwen2", true, RopePairing::kHalfSplit},
+    Architecture{"qwen2", true, false, RopePairing::kHalfSplit},
+    Architecture{"qwen3", false, true, RopePairing::kHalfSplit},
 };
 
 }  // namespace

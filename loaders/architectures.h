@@ -11,7 +11,8 @@ namespace kvfold {
 
 struct Architecture {
   std::string_view name;     // general.architecture of GGUF, and the prefix of its metadata keys
-  bool qkv_bias;             // q, k and v projections have biases
+  bool qkv_bias;             // q, k and v projections always have biases
+  bool qk_norm;              // each head's q and k pass an RMS norm before RoPE
   RopePairing gguf_pairing;  // how GGUF files of this architecture store q and k rows
 };
 

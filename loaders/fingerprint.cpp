@@ -56,6 +56,7 @@ std::string fingerprint(const ModelSource& source) {
     for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv,
                                    &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
       hasher.add_tensor("layer", *view);
+    if (l.bo.data != nullptr) hasher.add_tensor("bo", l.bo);
   }
   return fmt::format("{:016x}", hasher.digest());
 }

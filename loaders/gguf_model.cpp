@@ -8,14 +8,10 @@
 #include "loaders/architectures.h"
 #include "loaders/fingerprint.h"
 #include "loaders/gguf.h"
+#include "loaders/limits.h"
 
 namespace kvfold {
 namespace {
-
-// Bounds far above any model, so that products of sizes cannot overflow.
-constexpr int64_t kMostLayers = 4096;
-constexpr int64_t kMostWidth = 1 << 24;
-constexpr int64_t kMostContext = 1 << 30;
 
 class ModelReader {
  public:
@@ -86,17 +82,18 @@ class ModelReader {
 
   Status read_heads() {
     ModelConfig& c = out_.config;
-    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.head_count"), 65536, c.heads));
-    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.head_count_kv"), 65536, c.kv_heads, c.heads));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.head_count"), kMostHeads, c.heads));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.head_count_kv"), kMostHeads, c.kv_heads, c.heads));
     if (c.heads % c.kv_heads != 0)
       return wrong(key("attention.head_count_kv"), fmt::format("{}", c.kv_heads),
                    fmt::format("a divisor of the {} heads", c.heads));
     if (!file_.has(key("attention.key_length")) && c.model_dim % c.heads != 0)
       return wrong(key("attention.head_count"), fmt::format("{}", c.heads),
                    fmt::format("a divisor of the embedding length {}", c.model_dim));
-    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.key_length"), 65536, c.head_dim, c.model_dim / c.heads));
+    KVFOLD_RETURN_IF_ERROR(
+        read_size(key("attention.key_length"), kMostHeads, c.head_dim, c.model_dim / c.heads));
     int value_dim = 0;
-    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.value_length"), 65536, value_dim, c.head_dim));
+    KVFOLD_RETURN_IF_ERROR(read_size(key("attention.value_length"), kMostHeads, value_dim, c.head_dim));
     if (value_dim != c.head_dim)
       return wrong(key("attention.value_length"), fmt::format("{}", value_dim),
                    fmt::format("{}, the length of keys", c.head_dim));
@@ -248,10 +245,18 @@ class ModelReader {
     KVFOLD_ASSIGN_OR_RETURN(l.wk, matrix(name("attn_k.weight"), kv_dim, c.model_dim));
     KVFOLD_ASSIGN_OR_RETURN(l.wv, matrix(name("attn_v.weight"), kv_dim, c.model_dim));
     KVFOLD_ASSIGN_OR_RETURN(l.wo, matrix(name("attn_output.weight"), c.model_dim, q_dim));
-    if (architecture_->qkv_bias) {
+    // Llama's biases are there or not, as attention_bias was when the model was made.
+    if (architecture_->qkv_bias || file_.tensor(name("attn_q.bias")) != nullptr) {
       KVFOLD_ASSIGN_OR_RETURN(l.bq, vector(name("attn_q.bias"), q_dim));
       KVFOLD_ASSIGN_OR_RETURN(l.bk, vector(name("attn_k.bias"), kv_dim));
       KVFOLD_ASSIGN_OR_RETURN(l.bv, vector(name("attn_v.bias"), kv_dim));
+    }
+    if (file_.tensor(name("attn_output.bias")) != nullptr) {
+      KVFOLD_ASSIGN_OR_RETURN(l.bo, vector(name("attn_output.bias"), c.model_dim));
+    }
+    if (architecture_->qk_norm) {
+      KVFOLD_ASSIGN_OR_RETURN(l.q_norm, vector(name("attn_q_norm.weight"), c.head_dim));
+      KVFOLD_ASSIGN_OR_RETURN(l.k_norm, vector(name("attn_k_norm.weight"), c.head_dim));
     }
     KVFOLD_ASSIGN_OR_RETURN(l.ffn_norm, vector(name("ffn_norm.weight"), c.model_dim));
     KVFOLD_ASSIGN_OR_RETURN(l.gate, matrix(name("ffn_gate.weight"), c.ffn_dim, c.model_dim));

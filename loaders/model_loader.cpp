@@ -4,13 +4,30 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 
 #include "engine/file.h"
+#include "loaders/checkpoint.h"
 #include "loaders/gguf_model.h"
 
 namespace kvfold {
 
+namespace {
+
+// The folder of the checkpoint that `path` names, as a whole or by one of its files; "" where it does not.
+std::string checkpoint_folder(const std::string& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return path;
+  const std::filesystem::path file(path);
+  for (const char* name : {"config.json", "model.safetensors", "model.safetensors.index.json"})
+    if (file.filename() == name) return file.has_parent_path() ? file.parent_path().string() : ".";
+  return "";
+}
+
+}  // namespace
+
 Result<ModelSource> load_model_source(const std::string& path) {
+  if (const std::string folder = checkpoint_folder(path); !folder.empty()) return load_checkpoint(folder);
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> file, MappedFile::open(path));
   constexpr std::string_view kGguf = "GGUF";
   const std::span<const std::byte> bytes = file->bytes();
@@ -19,7 +36,8 @@ Result<ModelSource> load_model_source(const std::string& path) {
   std::string found;
   for (const std::byte b : bytes.first(std::min<size_t>(4, bytes.size())))
     found += fmt::format("{}{:02x}", found.empty() ? "" : " ", static_cast<unsigned>(b));
-  return Status::error(fmt::format("{}: magic at offset 0: found bytes {}, expected \"GGUF\"", path, found));
+  return Status::error(fmt::format(
+      "{}: magic at offset 0: found bytes {}, expected \"GGUF\", or a folder with config.json", path, found));
 }
 
 }  // namespace kvfold

@@ -225,81 +225,83 @@ const Broken kTensors[] = {
      {"'output_norm.weight'", "q8_0", "f32"}},
 };
 
-std::vector<Broken> metadata_cases() {
-  std::vector<Broken> cases = {
-      {"unknown_architecture",
-       [](GgufWriter& w) { w.string("general.architecture", "gpt9"); },
-       {"general.architecture", "gpt9", "llama"}},
-      {"architecture_a_number",
-       [](GgufWriter& w) { w.u32("general.architecture", 1); },
-       {"general.architecture", "found uint32"}},
-      {"no_heads",
-       [](GgufWriter& w) { w.u32("llama.attention.head_count", 0); },
-       {"llama.attention.head_count", "found 0"}},
-      {"heads_not_divisible",
-       [](GgufWriter& w) { w.u32("llama.attention.head_count_kv", 3); },
-       {"head_count_kv", "divisor"}},
-      {"model_dim_not_divisible",
-       [](GgufWriter& w) { w.u32("llama.attention.head_count", 6); },
-       {"head_count"}},
-      {"negative_layers",
-       [](GgufWriter& w) { w.value("llama.block_count", GgufType::kInt32, int32_t{-1}); },
-       {"llama.block_count", "-1"}},
-      {"huge_layers", [](GgufWriter& w) { w.u32("llama.block_count", 4000000000U); }, {"llama.block_count"}},
-      {"more_layers_than_tensors", [](GgufWriter& w) { w.u32("llama.block_count", 3); }, {"blk.2."}},
-      {"rope_base_0", [](GgufWriter& w) { w.f32("llama.rope.freq_base", 0); }, {"rope.freq_base", "found 0"}},
-      {"rope_base_nan",
-       [](GgufWriter& w) { w.f32("llama.rope.freq_base", std::numeric_limits<float>::quiet_NaN()); },
-       {"rope.freq_base"}},
-      {"epsilon_nan",
-       [](GgufWriter& w) {
-         w.f32("llama.attention.layer_norm_rms_epsilon", std::numeric_limits<float>::quiet_NaN());
-       },
-       {"epsilon"}},
-      {"epsilon_infinite",
-       [](GgufWriter& w) {
-         w.f32("llama.attention.layer_norm_rms_epsilon", std::numeric_limits<float>::infinity());
-       },
-       {"epsilon"}},
-      {"odd_rotary_dim",
-       [](GgufWriter& w) { w.u32("llama.rope.dimension_count", 15); },
-       {"rope.dimension_count", "even"}},
-      {"rotary_dim_too_large",
-       [](GgufWriter& w) { w.u32("llama.rope.dimension_count", 32); },
-       {"rope.dimension_count"}},
-      {"rope_scaling_yarn",
-       [](GgufWriter& w) { w.string("llama.rope.scaling.type", "yarn"); },
-       {"rope.scaling.type", "yarn"}},
-      {"value_length_differs",
-       [](GgufWriter& w) { w.u32("llama.attention.value_length", 8); },
-       {"value_length"}},
-      {"fewer_tokens_than_embeddings",
-       [](GgufWriter& w) {
-         w.strings("tokenizer.ggml.tokens", {"a", "b"})
-             .remove("tokenizer.ggml.token_type")
-             .remove("tokenizer.ggml.eos_token_id");
-       },
-       {"token_embd.weight"}},
-      {"no_tokens", [](GgufWriter& w) { w.strings("tokenizer.ggml.tokens", {}); }, {"tokenizer.ggml.tokens"}},
-      {"types_of_wrong_length",
-       [](GgufWriter& w) {
-         w.ints("tokenizer.ggml.token_type", {1, 1});
-       },
-       {"tokenizer.ggml.token_type", "2 values"}},
-      {"types_of_wrong_element",
-       [](GgufWriter& w) { w.strings("tokenizer.ggml.token_type", {"a"}); },
-       {"tokenizer.ggml.token_type", "array of string"}},
-      {"scores_of_wrong_element",
-       [](GgufWriter& w) { w.ints("tokenizer.ggml.scores", {1}); },
-       {"tokenizer.ggml.scores", "float32"}},
-      {"eos_out_of_range",
-       [](GgufWriter& w) { w.u32("tokenizer.ggml.eos_token_id", 100000); },
-       {"eos_token_id", "100000"}},
-      {"bos_missing_but_added",
-       [](GgufWriter& w) { w.boolean("tokenizer.ggml.add_bos_token", true); },
-       {"add_bos_token"}},
-  };
-  // Every key that the loader needs, missing and of another type.
+const Broken kMetadata[] = {
+    {"unknown_architecture",
+     [](GgufWriter& w) { w.string("general.architecture", "gpt9"); },
+     {"general.architecture", "gpt9", "llama"}},
+    {"architecture_a_number",
+     [](GgufWriter& w) { w.u32("general.architecture", 1); },
+     {"general.architecture", "found uint32"}},
+    {"no_heads",
+     [](GgufWriter& w) { w.u32("llama.attention.head_count", 0); },
+     {"llama.attention.head_count", "found 0"}},
+    {"heads_not_divisible",
+     [](GgufWriter& w) { w.u32("llama.attention.head_count_kv", 3); },
+     {"head_count_kv", "divisor"}},
+    {"model_dim_not_divisible",
+     [](GgufWriter& w) { w.u32("llama.attention.head_count", 6); },
+     {"head_count"}},
+    {"negative_layers",
+     [](GgufWriter& w) { w.value("llama.block_count", GgufType::kInt32, int32_t{-1}); },
+     {"llama.block_count", "-1"}},
+    {"huge_layers", [](GgufWriter& w) { w.u32("llama.block_count", 4000000000U); }, {"llama.block_count"}},
+    {"more_layers_than_tensors", [](GgufWriter& w) { w.u32("llama.block_count", 3); }, {"blk.2."}},
+    {"rope_base_0", [](GgufWriter& w) { w.f32("llama.rope.freq_base", 0); }, {"rope.freq_base", "found 0"}},
+    {"rope_base_nan",
+     [](GgufWriter& w) { w.f32("llama.rope.freq_base", std::numeric_limits<float>::quiet_NaN()); },
+     {"rope.freq_base"}},
+    {"epsilon_nan",
+     [](GgufWriter& w) {
+       w.f32("llama.attention.layer_norm_rms_epsilon", std::numeric_limits<float>::quiet_NaN());
+     },
+     {"epsilon"}},
+    {"epsilon_infinite",
+     [](GgufWriter& w) {
+       w.f32("llama.attention.layer_norm_rms_epsilon", std::numeric_limits<float>::infinity());
+     },
+     {"epsilon"}},
+    {"odd_rotary_dim",
+     [](GgufWriter& w) { w.u32("llama.rope.dimension_count", 15); },
+     {"rope.dimension_count", "even"}},
+    {"rotary_dim_too_large",
+     [](GgufWriter& w) { w.u32("llama.rope.dimension_count", 32); },
+     {"rope.dimension_count"}},
+    {"rope_scaling_yarn",
+     [](GgufWriter& w) { w.string("llama.rope.scaling.type", "yarn"); },
+     {"rope.scaling.type", "yarn"}},
+    {"value_length_differs",
+     [](GgufWriter& w) { w.u32("llama.attention.value_length", 8); },
+     {"value_length"}},
+    {"fewer_tokens_than_embeddings",
+     [](GgufWriter& w) {
+       w.strings("tokenizer.ggml.tokens", {"a", "b"})
+           .remove("tokenizer.ggml.token_type")
+           .remove("tokenizer.ggml.eos_token_id");
+     },
+     {"token_embd.weight"}},
+    {"no_tokens", [](GgufWriter& w) { w.strings("tokenizer.ggml.tokens", {}); }, {"tokenizer.ggml.tokens"}},
+    {"types_of_wrong_length",
+     [](GgufWriter& w) {
+       w.ints("tokenizer.ggml.token_type", {1, 1});
+     },
+     {"tokenizer.ggml.token_type", "2 values"}},
+    {"types_of_wrong_element",
+     [](GgufWriter& w) { w.strings("tokenizer.ggml.token_type", {"a"}); },
+     {"tokenizer.ggml.token_type", "array of string"}},
+    {"scores_of_wrong_element",
+     [](GgufWriter& w) { w.ints("tokenizer.ggml.scores", {1}); },
+     {"tokenizer.ggml.scores", "float32"}},
+    {"eos_out_of_range",
+     [](GgufWriter& w) { w.u32("tokenizer.ggml.eos_token_id", 100000); },
+     {"eos_token_id", "100000"}},
+    {"bos_missing_but_added",
+     [](GgufWriter& w) { w.boolean("tokenizer.ggml.add_bos_token", true); },
+     {"add_bos_token"}},
+};
+
+// Every key that the loader needs, missing and of another type.
+std::vector<Broken> needed_key_cases() {
+  std::vector<Broken> cases;
   for (const char* key :
        {"llama.block_count", "llama.context_length", "llama.embedding_length", "llama.feed_forward_length",
         "llama.attention.head_count", "llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.model",
@@ -320,7 +322,8 @@ std::vector<Broken> metadata_cases() {
 const auto kName = [](const auto& param) { return std::string(param.param.name); };
 INSTANTIATE_TEST_SUITE_P(Header, BrokenGguf, ::testing::ValuesIn(kHeader), kName);
 INSTANTIATE_TEST_SUITE_P(Tensors, BrokenGguf, ::testing::ValuesIn(kTensors), kName);
-INSTANTIATE_TEST_SUITE_P(Metadata, BrokenGguf, ::testing::ValuesIn(metadata_cases()), kName);
+INSTANTIATE_TEST_SUITE_P(Metadata, BrokenGguf, ::testing::ValuesIn(kMetadata), kName);
+INSTANTIATE_TEST_SUITE_P(NeededKeys, BrokenGguf, ::testing::ValuesIn(needed_key_cases()), kName);
 
 TEST(Gguf, TruncationAtEveryByteIsRefused) {
   const TemporaryFolder folder;

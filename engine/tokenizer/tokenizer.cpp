@@ -32,7 +32,10 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::create(VocabularySource sour
 }
 
 Tokenizer::Tokenizer(VocabularySource source, std::shared_ptr<const void> storage)
-    : source_(std::move(source)), storage_(std::move(storage)), map_(source_.tokens) {
+    : source_(std::move(source)),
+      storage_(std::move(storage)),
+      map_(source_.tokens),
+      end_tokens_(source_.end_tokens) {
   if (source_.eos >= 0) end_tokens_.push_back(source_.eos);
   for (const std::string_view name : kEndNames)
     if (const TokenId id = find(name); id >= 0 && is_control(id)) end_tokens_.push_back(id);

@@ -40,7 +40,8 @@ class Tokenizer {
 
   int size() const { return static_cast<int>(source_.tokens.size()); }
   bool is_control(TokenId id) const { return type(id) == TokenType::kControl; }
-  // Ends a generation: EOS and the end-of-turn tokens that the vocabulary knows by name.
+  // Ends a generation: EOS, what the model's files name as such, and the end-of-turn tokens that the
+  // vocabulary knows by name.
   bool is_end(TokenId id) const;
   // The id of a token by its exact text in the vocabulary, or -1.
   TokenId find(std::string_view token) const { return map_.find(token); }

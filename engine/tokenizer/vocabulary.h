@@ -20,6 +20,13 @@ enum class TokenType : int32_t {
   kByte = 6
 };
 
+// Where an SPM vocabulary writes a space that the text does not hold.
+enum class SpacePrefix {
+  kNone,
+  kText,     // before the text
+  kSegment,  // before the text and behind every special token
+};
+
 struct VocabularySource {
   std::string model;                     // tokenizer.ggml.model: "gpt2" is byte-level BPE, "llama" is SPM
   std::string pre_tokenizer;             // tokenizer.ggml.pre: "smollm", "qwen2", "gpt-2", "llama-bpe"
@@ -29,8 +36,10 @@ struct VocabularySource {
   std::vector<float> scores;             // [vocab_size], or empty
   std::string_view chat_template;        // Jinja source, or empty
   TokenId bos = -1, eos = -1, unknown = -1, padding = -1;  // -1: none
+  std::vector<TokenId> end_tokens;                         // end a generation, besides eos
   bool add_bos = false;
   bool add_eos = false;
+  SpacePrefix space_prefix = SpacePrefix::kSegment;  // "llama" only
 };
 
 }  // namespace kvfold

@@ -7,7 +7,8 @@
 namespace kvfold::cli {
 
 void ModelOptions::declare(CLI::App& app) {
-  app.add_option("MODEL", model, "a GGUF file, or a name of weights/models.json")->required();
+  app.add_option("MODEL", model, "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
+      ->required();
   app.add_option("--threads", threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--chunk", chunk, "most tokens computed at once; never changes a result")

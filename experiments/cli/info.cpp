@@ -31,7 +31,7 @@ std::map<std::string, TypeTotal> count_types(const ModelSource& source) {
   add(source.output_norm);
   if (!source.tied_output) add(source.output);
   for (const LayerTensors& l : source.layers)
-    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv,
+    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv, &l.bo,
                                    &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
       add(*view);
   return totals;
@@ -79,7 +79,9 @@ Action add_info(CLI::App& app) {
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  app.add_option("MODEL", options->model, "a GGUF file, or a name of weights/models.json")->required();
+  app.add_option("MODEL", options->model,
+                 "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
+      ->required();
   app.add_flag("--json", options->json, "print as JSON");
   return [options]() -> Status {
     KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(options->model));

@@ -248,7 +248,8 @@ int fail(std::string message) {
 int run_experiment(int argc, char** argv, const Experiment& experiment) {
   Options options;
   CLI::App app(fmt::format("Phase {}: {}", experiment.phase, experiment.question));
-  app.add_option("--model", options.model, "a GGUF file, or a name of weights/models.json")
+  app.add_option("--model", options.model,
+                 "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
       ->capture_default_str();
   app.add_option("--runs", options.runs, "the folder in which the run's own is made")->capture_default_str();
   app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")

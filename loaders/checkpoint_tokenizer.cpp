@@ -1,0 +1,243 @@
+#include "loaders/checkpoint_tokenizer.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <unordered_map>
+
+#include "engine/file.h"
+#include "engine/printable.h"
+#include "loaders/json.h"
+#include "loaders/tokenizer_pipeline.h"
+
+namespace kvfold {
+namespace {
+
+using Json = nlohmann::json;
+
+// What the views of a VocabularySource point to.
+struct Strings {
+  std::vector<std::string> tokens, merges;
+  std::string chat_template;
+};
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
+class VocabularyReader {
+ public:
+  VocabularyReader(const std::string& folder, const CheckpointConfig& config, JsonObject json)
+      : folder_(folder), config_(config), json_(std::move(json)), strings_(std::make_shared<Strings>()) {}
+
+  Result<CheckpointVocabulary> read() {
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject model, json_.object("model"));
+    KVFOLD_ASSIGN_OR_RETURN(const TokenizerPipeline pipeline, read_tokenizer_pipeline(json_));
+    out_.model = pipeline.byte_fallback ? "llama" : "gpt2";
+    out_.pre_tokenizer = pipeline.pre_tokenizer;
+    out_.space_prefix = pipeline.space_prefix;
+    strings_->tokens.resize(static_cast<size_t>(config_.model.vocab_size));
+    out_.types.assign(strings_->tokens.size(), TokenType::kUnused);
+    KVFOLD_RETURN_IF_ERROR(read_tokens(model));
+    KVFOLD_RETURN_IF_ERROR(read_added());
+    name_unused();
+    KVFOLD_RETURN_IF_ERROR(read_merges(model));
+    KVFOLD_RETURN_IF_ERROR(read_unknown(model));
+    if (pipeline.byte_fallback) make_like_llama();
+    KVFOLD_RETURN_IF_ERROR(read_ends(pipeline));
+    KVFOLD_RETURN_IF_ERROR(read_chat_template());
+    out_.tokens.assign(strings_->tokens.begin(), strings_->tokens.end());
+    out_.merges.assign(strings_->merges.begin(), strings_->merges.end());
+    out_.chat_template = strings_->chat_template;
+    return CheckpointVocabulary{std::move(out_), strings_};
+  }
+
+ private:
+  Status place(const JsonObject& where, const std::string& key, const std::string& text, const Json& id,
+               TokenType type) {
+    const size_t size = strings_->tokens.size();
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= size)
+      return where.wrong(key, id, fmt::format("an id below config.json's vocab_size, {}", size));
+    const auto index = id.get<uint64_t>();
+    std::string& token = strings_->tokens[index];
+    const bool taken = out_.types[index] != TokenType::kUnused;
+    if (taken && token != text)
+      return where.wrong(key, fmt::format("id {}", index),
+                         fmt::format("another, as that is '{}'", printable(token)));
+    token = text;
+    out_.types[index] = type;
+    ids_.try_emplace(text, static_cast<TokenId>(index));
+    return {};
+  }
+
+  Status read_tokens(const JsonObject& model) {
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject vocab, model.object("vocab"));
+    if (vocab.value().empty()) return model.wrong("vocab", vocab.value(), "tokens with their ids");
+    ids_.reserve(vocab.value().size());
+    for (const auto& [text, id] : vocab.value().items())
+      KVFOLD_RETURN_IF_ERROR(place(vocab, text, text, id, TokenType::kNormal));
+    return {};
+  }
+
+  Status read_added() {
+    if (!json_.has("added_tokens")) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const Json* added, json_.array("added_tokens"));
+    for (size_t i = 0; i < added->size(); ++i) {
+      const std::string name = fmt::format("added_tokens[{}]", i);
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject token, json_.object_in((*added)[i], name));
+      KVFOLD_ASSIGN_OR_RETURN(const std::string_view content, token.string("content"));
+      if (content.empty()) return token.wrong("content", "an empty string", "a token's text");
+      KVFOLD_ASSIGN_OR_RETURN(const bool special, token.flag("special", false));
+      // These swallow white space around the token, or match whole words alone.
+      for (const char* key : {"lstrip", "rstrip", "single_word"}) {
+        KVFOLD_ASSIGN_OR_RETURN(const bool set, token.flag(key, false));
+        if (set) return token.wrong(key, fmt::format("true for '{}'", printable(content)), "false");
+      }
+      if (!token.has("id")) return token.wrong("id", "none", "an integer");
+      KVFOLD_RETURN_IF_ERROR(place(token, "id", std::string(content), token.value()["id"],
+                                   special ? TokenType::kControl : TokenType::kUserDefined));
+    }
+    return {};
+  }
+
+  // The embedding often has rows for more tokens than there are.
+  void name_unused() {
+    for (size_t i = 0; i < strings_->tokens.size(); ++i)
+      if (out_.types[i] == TokenType::kUnused) strings_->tokens[i] = fmt::format("[PAD{}]", i);
+  }
+
+  // "left right", or since tokenizers 0.20 ["left", "right"].
+  Status read_merges(const JsonObject& model) {
+    KVFOLD_ASSIGN_OR_RETURN(const Json* merges, model.array("merges"));
+    strings_->merges.reserve(merges->size());
+    for (size_t i = 0; i < merges->size(); ++i) {
+      const Json& merge = (*merges)[i];
+      const bool pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
+      std::string text = merge.is_string() ? merge.get<std::string>() : "";
+      if (pair) text = merge[0].get<std::string>() + ' ' + merge[1].get<std::string>();
+      const size_t space = text.find(' ');
+      const std::string left = text.substr(0, space);
+      const std::string right = space == std::string::npos ? "" : text.substr(space + 1);
+      if (!ids_.contains(left) || !ids_.contains(right) || !ids_.contains(left + right))
+        return model.wrong(fmt::format("merges[{}]", i), merge, "two tokens whose union is a token");
+      strings_->merges.push_back(std::move(text));
+    }
+    return {};
+  }
+
+  Status read_unknown(const JsonObject& model) {
+    if (!model.has("unk_token")) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const std::string_view text, model.string("unk_token"));
+    return find(model, "unk_token", text, out_.unknown);
+  }
+
+  Status find(const JsonObject& where, const std::string& key, std::string_view text, TokenId& out) const {
+    const auto at = ids_.find(std::string(text));
+    if (at == ids_.end())
+      return where.wrong(key, fmt::format("'{}'", printable(text)), "a token of tokenizer.json");
+    out = at->second;
+    return {};
+  }
+
+  // SentencePiece merges the pair whose union scores highest; converters rank merges by that score, so the
+  // rank of the first merge that makes a token tells its score.
+  void make_like_llama() {
+    out_.scores.assign(strings_->tokens.size(), 0);
+    for (size_t rank = strings_->merges.size(); rank-- > 0;) {
+      std::string merged = strings_->merges[rank];
+      merged.erase(merged.find(' '), 1);
+      out_.scores[static_cast<size_t>(ids_.at(merged))] = -static_cast<float>(rank);
+    }
+    if (out_.unknown >= 0) out_.types[static_cast<size_t>(out_.unknown)] = TokenType::kUnknown;
+    for (int byte = 0; byte < 256; ++byte)
+      if (const auto at = ids_.find(fmt::format("<0x{:02X}>", byte)); at != ids_.end())
+        out_.types[static_cast<size_t>(at->second)] = TokenType::kByte;
+  }
+
+  // tokenizer_config.json names a token as a string, or as an object with its text in "content".
+  Status read_named(const JsonObject& config, const std::string& key, TokenId& out) const {
+    if (!config.has(key)) return {};
+    const Json& value = config.value()[key];
+    if (!value.is_object()) {
+      KVFOLD_ASSIGN_OR_RETURN(const std::string_view text, config.string(key));
+      return find(config, key, text, out);
+    }
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject token, config.object(key));
+    KVFOLD_ASSIGN_OR_RETURN(const std::string_view text, token.string("content"));
+    return find(token, "content", text, out);
+  }
+
+  // Which tokens begin and end a text and a generation. tokenizer_config.json is asked first, then the
+  // post-processor, which writes them around a text, then the ids of config.json.
+  Status read_ends(const TokenizerPipeline& pipeline) {
+    out_.end_tokens = config_.end_tokens;
+    out_.bos = config_.bos;
+    if (!config_.end_tokens.empty()) out_.eos = config_.end_tokens[0];
+    out_.add_bos = !pipeline.begin_token.empty();
+    out_.add_eos = !pipeline.end_token.empty();
+    const std::string path = folder_ + "/tokenizer_config.json";
+    if (exists(path)) {
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
+      KVFOLD_RETURN_IF_ERROR(read_named(config, "bos_token", out_.bos));
+      KVFOLD_RETURN_IF_ERROR(read_named(config, "eos_token", out_.eos));
+      KVFOLD_RETURN_IF_ERROR(read_named(config, "pad_token", out_.padding));
+      KVFOLD_ASSIGN_OR_RETURN(out_.add_bos, config.flag("add_bos_token", out_.add_bos));
+      KVFOLD_ASSIGN_OR_RETURN(out_.add_eos, config.flag("add_eos_token", out_.add_eos));
+      if (out_.add_bos && out_.bos < 0 && pipeline.begin_token.empty())
+        return config.wrong("add_bos_token", "true", "false, as there is no bos_token");
+      if (out_.add_eos && out_.eos < 0 && pipeline.end_token.empty())
+        return config.wrong("add_eos_token", "true", "false, as there is no eos_token");
+    }
+    if (out_.add_bos && !pipeline.begin_token.empty())
+      KVFOLD_RETURN_IF_ERROR(find(json_, "post_processor", pipeline.begin_token, out_.bos));
+    if (out_.add_eos && !pipeline.end_token.empty())
+      KVFOLD_RETURN_IF_ERROR(find(json_, "post_processor", pipeline.end_token, out_.eos));
+    return {};
+  }
+
+  // In a file of its own since transformers 4.45; before, in tokenizer_config.json, as one or as a list of
+  // them by name.
+  Status read_chat_template() {
+    const std::string jinja = folder_ + "/chat_template.jinja";
+    if (exists(jinja)) {
+      KVFOLD_ASSIGN_OR_RETURN(strings_->chat_template, read_text_file(jinja));
+      return {};
+    }
+    const std::string path = folder_ + "/tokenizer_config.json";
+    if (!exists(path)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
+    if (!config.has("chat_template")) return {};
+    const Json& value = config.value()["chat_template"];
+    if (!value.is_array()) {
+      KVFOLD_ASSIGN_OR_RETURN(strings_->chat_template, config.string("chat_template"));
+      return {};
+    }
+    for (size_t i = 0; i < value.size(); ++i) {
+      const std::string name = fmt::format("chat_template[{}]", i);
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject entry, config.object_in(value[i], name));
+      KVFOLD_ASSIGN_OR_RETURN(const std::string_view called, entry.string("name"));
+      if (called != "default") continue;
+      KVFOLD_ASSIGN_OR_RETURN(strings_->chat_template, entry.string("template"));
+    }
+    return {};
+  }
+
+  const std::string& folder_;
+  const CheckpointConfig& config_;
+  JsonObject json_;
+  std::shared_ptr<Strings> strings_;
+  std::unordered_map<std::string, TokenId> ids_;
+  VocabularySource out_;
+};
+
+}  // namespace
+
+Result<CheckpointVocabulary> read_checkpoint_vocabulary(const std::string& folder,
+                                                        const CheckpointConfig& config) {
+  KVFOLD_ASSIGN_OR_RETURN(JsonObject json, JsonObject::open(folder + "/tokenizer.json"));
+  return VocabularyReader(folder, config, std::move(json)).read();
+}
+
+}  // namespace kvfold
