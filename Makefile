@@ -13,11 +13,12 @@ PYTHON ?= python3
 CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
 RUNS := run-2a run-2b run-2c run-2d
 
-.PHONY: all help install install-tidy weights weights-all release test test-release test-asan-ubsan test-tsan $(RUNS) \
-        bench format tidy oracle clean
+.PHONY: all help install install-tidy install-page page-script weights weights-all release test test-release \
+        test-asan-ubsan test-tsan test-pages $(RUNS) bench format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
+	@$(PYTHON) experiments/page/fetch_plotly.py || echo 'make: only pages need it; going on without' >&2
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+)( [a-z0-9-]+)*:.*## (.*)/\1\t\3/p' $(firstword $(MAKEFILE_LIST)) \
@@ -30,6 +31,12 @@ install:
 
 install-tidy:
 	@.ci/install tidy
+
+install-page:
+	@.ci/install page
+
+page-script: install ## fetch the plotly script that pages embed, once
+	@$(PYTHON) experiments/page/fetch_plotly.py
 
 weights: install ## fetch MODEL=name into weights/cache, once
 	@$(PYTHON) weights/fetch.py $(MODEL) $(if $(filter weights,$(MAKECMDGOALS)),,>/dev/null)
@@ -79,6 +86,9 @@ test-asan-ubsan test-tsan: test-%: build/%/build.ninja install
 	@fixed=$$(setarch -R true 2>/dev/null && echo 'setarch -R' || true); \
 	  UBSAN_OPTIONS=print_stacktrace=1 $$fixed \
 	  ctest --test-dir build/$* -L sanitize --output-on-failure --no-tests=error -j $(JOBS)
+
+test-pages: release weights page-script install-page ## look at the HTML pages in headless Chromium
+	@cd tests/pages && $(PYTHON) -m unittest
 
 format: install-tidy ## rewrite all C++ sources by .clang-format
 	@clang-format -i $(CXX_SOURCES)
