@@ -14,6 +14,7 @@
 #include "experiments/harness/conditions.h"
 #include "experiments/harness/metrics.h"
 #include "loaders/open.h"
+#include "tests/npy.h"
 #include "tests/temporary.h"
 
 namespace kvfold {
@@ -28,18 +29,6 @@ static_assert(sizeof(Candidate) == 8);
 
 std::string data_path(const std::string& name) {
   return std::string(KVFOLD_SOURCE_DIR) + "/tests/data/reference/" + name;
-}
-
-// The elements of a .npy file of version 1.0 (NEP 1): ten bytes, the last two of them the header's length,
-// then the header, then the array.
-template <class T>
-std::vector<T> read_npy(const std::string& path) {
-  const std::string bytes = testing::TemporaryFolder::read(path);
-  if (bytes.size() < 10) return {};
-  const size_t begin = 10 + static_cast<uint8_t>(bytes[8]) + 256 * static_cast<uint8_t>(bytes[9]);
-  std::vector<T> out((bytes.size() - begin) / sizeof(T));
-  std::memcpy(out.data(), bytes.data() + begin, out.size() * sizeof(T));
-  return out;
 }
 
 // KL(reference || ours) in nats, with all tokens but the reference's most probable ones taken as one outcome.
@@ -91,8 +80,8 @@ class RealModel : public ::testing::TestWithParam<Setting> {
     session_ = std::move(*opened);
     std::ifstream file(data_path(model + ".json"));
     reference_ = nlohmann::json::parse(file);
-    top_ = read_npy<Candidate>(data_path(model + ".top.npy"));
-    every_ = read_npy<float>(data_path(model + ".every.npy"));
+    top_ = testing::read_npy<Candidate>(data_path(model + ".top.npy"));
+    every_ = testing::read_npy<float>(data_path(model + ".every.npy"));
     text_ids_ = reference_["text"]["ids"].get<std::vector<TokenId>>();
     ASSERT_EQ(top_.size() % rows(), 0U);
   }

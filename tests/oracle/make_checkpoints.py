@@ -98,12 +98,12 @@ def make(folder: pathlib.Path, spec, rows: int) -> None:
     torch.manual_seed(sum(folder.name.encode()))
     model = model_class(config)
     randomise(model)
-    # The weights as stored, computed with in f32.
     if dtype == "bf16":
         model = model.to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="60KB" if folder.name in SHARDED and hidden < 1000 else
                           "100MB" if folder.name in SHARDED else "5GB")
-    model = model.to(torch.float32).eval()
+    # Read again, as .to(bfloat16) rounds RoPE's frequencies too, which no file holds.
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     rng = np.random.default_rng(len(folder.name))
     ids = rng.integers(0, vocabulary, rows).tolist()
     with torch.no_grad():
