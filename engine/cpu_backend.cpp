@@ -189,9 +189,11 @@ void CpuBackend::store_kv(std::span<const BatchSequence> batch, int layer, const
         const int64_t at = (static_cast<int64_t>(sequence.row + i) * shape.kv_heads + head) * shape.head_dim;
         const int lane = shape.lane(layer, head);
         const auto key = cache.row_place(Part::kKey, lane, sequence.slot + i);
-        kv_store_row(cache.type(), Part::kKey, shape.head_dim, key.page, key.row, k + at);
+        kv_store_row(cache.type(), Part::kKey, shape.head_dim, cache.pool()->write(key.page), key.row,
+                     k + at);
         const auto value = cache.row_place(Part::kValue, lane, sequence.slot + i);
-        kv_store_row(cache.type(), Part::kValue, shape.head_dim, value.page, value.row, v + at);
+        kv_store_row(cache.type(), Part::kValue, shape.head_dim, cache.pool()->write(value.page), value.row,
+                     v + at);
       }
   }
 }

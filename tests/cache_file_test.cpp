@@ -74,8 +74,8 @@ void feed(KvCache& cache, int rows, uint64_t seed) {
           for (uint64_t& x : noise) x = random.next();
         const PageTable::RowPlace place = cache.row_place(part, lane, slot);
         kv_copy_row(cache.type(), part, cache.shape().head_dim,
-                    reinterpret_cast<const std::byte*>(noise.data()), slot % kPageRows, place.page,
-                    place.row);
+                    reinterpret_cast<const std::byte*>(noise.data()), slot % kPageRows,
+                    cache.pool()->write(place.page), place.row);
       }
 }
 
@@ -93,7 +93,8 @@ Selection select(const KvCache& cache, const std::string& text) {
 std::vector<std::byte> row_bits(const KvCache& cache, Part part, int lane, int slot) {
   std::vector<std::byte> page(cache.pool()->page_bytes());
   const PageTable::RowPlace place = cache.lanes().table(part, lane).place(slot);
-  kv_copy_row(cache.type(), part, cache.shape().head_dim, place.page, place.row, page.data(), 0);
+  kv_copy_row(cache.type(), part, cache.shape().head_dim, cache.pool()->read(place.page), place.row,
+              page.data(), 0);
   return page;
 }
 

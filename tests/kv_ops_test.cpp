@@ -45,7 +45,7 @@ KvCache random_cache(const std::shared_ptr<PagePool>& pool, int rows, uint64_t s
       for (int slot = 0; slot < rows; ++slot) {
         for (float& x : row) x = static_cast<float>(0.3 * lane + (1 + 0.1 * slot) * random.gaussian());
         const auto place = cache.row_place(part, lane, slot);
-        kv_store_row(pool->type(), part, kShape.head_dim, place.page, place.row, row.data());
+        kv_store_row(pool->type(), part, kShape.head_dim, pool->write(place.page), place.row, row.data());
       }
   return cache;
 }

@@ -7,6 +7,7 @@
 
 #include "engine/random.h"
 #include "tests/dense_cache.h"
+#include "tests/far_memory.h"
 
 namespace kvfold::testing {
 namespace {
@@ -29,13 +30,19 @@ struct Pair {
 
 class Program {
  public:
+  // Every third program runs on pages that lie on a device.
   Program(CacheType type, uint64_t seed) : type_(type), random_(seed) {
-    pool_ = must(PagePool::create(type, kShape.head_dim, size_t{64} << 20));
+    constexpr size_t kFarBytes = size_t{1} << 20;
+    pool_ =
+        seed % 3 == 0
+            ? must(PagePool::create(type, kShape.head_dim, std::make_unique<FarMemory>(kFarBytes), kFarBytes))
+            : must(PagePool::create(type, kShape.head_dim, size_t{64} << 20));
     for (int i = 0; i < kCaches; ++i) pairs_.push_back({KvCache(pool_, kShape), DenseCache(kShape)});
   }
 
   // One operation on random arguments; its result replaces a random cache.
   void step() {
+    if (random_.below(8) == 0) pool_->flush();
     Pair& from = pick();
     Pair result = from.dense.size() > kMostRows ? shrink(from) : apply(from);
     compare(result);
@@ -111,7 +118,8 @@ class Program {
         for (int lane = 0; lane < kShape.lanes(); ++lane) {
           for (float& x : row) x = value();
           const auto place = out.paged.row_place(static_cast<Part>(part), lane, slot);
-          kv_store_row(type_, static_cast<Part>(part), kShape.head_dim, place.page, place.row, row.data());
+          kv_store_row(type_, static_cast<Part>(part), kShape.head_dim, out.paged.pool()->write(place.page),
+                       place.row, row.data());
           out.dense.at(part, lane, slot) = DenseVector(row.begin(), row.end());
         }
     }

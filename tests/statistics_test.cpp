@@ -30,9 +30,9 @@ class Statistics : public ::testing::Test {
     const std::vector<float> zero(kDim);
     for (size_t slot = 0; slot < keys.size(); ++slot) {
       const auto k = cache.row_place(Part::kKey, 0, static_cast<int>(slot));
-      kv_store_row(CacheType::kF32, Part::kKey, kDim, k.page, k.row, keys[slot].data());
+      kv_store_row(CacheType::kF32, Part::kKey, kDim, cache.pool()->write(k.page), k.row, keys[slot].data());
       const auto v = cache.row_place(Part::kValue, 0, static_cast<int>(slot));
-      kv_store_row(CacheType::kF32, Part::kValue, kDim, v.page, v.row, zero.data());
+      kv_store_row(CacheType::kF32, Part::kValue, kDim, cache.pool()->write(v.page), v.row, zero.data());
     }
     return cache;
   }

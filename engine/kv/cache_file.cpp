@@ -174,7 +174,7 @@ class Writer {
     size_t row = 0;
     for (const int lane : plan.lanes)
       for (const KvSpan& span : cache_.lanes().table(part, lane).spans()) {
-        page_to_dense(type, part, shape_.head_dim, cache_.pool()->data(span.page), span.first, span.count,
+        page_to_dense(type, part, shape_.head_dim, cache_.pool()->read(span.page), span.first, span.count,
                       elements_.data() + row * row_bytes, scales_.data() + row * scale_bytes);
         row += span.count;
       }
@@ -456,7 +456,8 @@ class Reader {
               table.extend(part, slots.empty() ? static_cast<int>(i) + r : slots[i + r]);
           KVFOLD_CHECK(next.page == first.page && next.row == first.row + r);
         }
-        dense_to_page(type, part, shape_.head_dim, elements, scales, first.page, first.row, count);
+        dense_to_page(type, part, shape_.head_dim, elements, scales, lanes.pool()->write(first.page),
+                      first.row, count);
         elements += count * row_bytes;
         scales += count * scale_bytes;
         i += count;

@@ -20,7 +20,7 @@ std::shared_ptr<PageTable> store_lane(const std::shared_ptr<PagePool>& pool, Par
   auto table = std::make_shared<PageTable>(pool);
   for (int r = 0; r < m.rows; ++r) {
     const PageTable::RowPlace place = table->extend(part, m.slots[r]);
-    kv_store_row(pool->type(), part, pool->head_dim(), place.page, place.row, m.row(r));
+    kv_store_row(pool->type(), part, pool->head_dim(), pool->write(place.page), place.row, m.row(r));
   }
   return table;
 }

@@ -1,39 +1,77 @@
 #include "engine/kv/page_pool.h"
 
 #include <fmt/core.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <limits>
 
 namespace kvfold {
 
 Result<std::shared_ptr<PagePool>> PagePool::create(CacheType type, int head_dim, size_t budget_bytes) {
-  KVFOLD_CHECK(head_dim > 0);
+  // Checked before memory is asked for, as a budget below one page maps nothing.
   const size_t page_bytes = kv_page_bytes(type, head_dim);
-  const size_t capacity = std::min<size_t>(budget_bytes / page_bytes, std::numeric_limits<PageId>::max());
-  if (capacity == 0) {
-    return Status::error(fmt::format("cache pool: a budget of {} bytes is below one page ({} bytes)",
-                                     budget_bytes, page_bytes));
-  }
-  void* arena = mmap(nullptr, capacity * page_bytes, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (arena == MAP_FAILED) {
-    return Status::error(
-        fmt::format("cache pool: cannot map {} bytes: {}", capacity * page_bytes, std::strerror(errno)));
-  }
-  return std::shared_ptr<PagePool>(
-      new PagePool(type, head_dim, page_bytes, capacity, static_cast<std::byte*>(arena)));
+  const size_t bytes = std::max(budget_bytes / page_bytes, size_t{1}) * page_bytes;
+  KVFOLD_ASSIGN_OR_RETURN(std::unique_ptr<PageMemory> memory, map_host_memory(bytes));
+  return create(type, head_dim, std::move(memory), budget_bytes);
 }
 
-PagePool::PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity, std::byte* arena)
-    : type_(type), head_dim_(head_dim), page_bytes_(page_bytes), capacity_(capacity), arena_(arena) {}
+Result<std::shared_ptr<PagePool>> PagePool::create(CacheType type, int head_dim,
+                                                   std::unique_ptr<PageMemory> memory, size_t bytes) {
+  KVFOLD_CHECK(head_dim > 0);
+  const size_t page_bytes = kv_page_bytes(type, head_dim);
+  const size_t capacity = std::min<size_t>(bytes / page_bytes, std::numeric_limits<PageId>::max());
+  if (capacity == 0) {
+    return Status::error(
+        fmt::format("cache pool: a budget of {} bytes is below one page ({} bytes)", bytes, page_bytes));
+  }
+  return std::shared_ptr<PagePool>(new PagePool(type, head_dim, page_bytes, capacity, std::move(memory)));
+}
 
-PagePool::~PagePool() {
-  KVFOLD_CHECK(held_ == 0);
-  munmap(arena_, capacity_ * page_bytes_);
+PagePool::PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity,
+                   std::unique_ptr<PageMemory> memory)
+    : type_(type),
+      head_dim_(head_dim),
+      page_bytes_(page_bytes),
+      capacity_(capacity),
+      memory_(std::move(memory)),
+      on_host_(memory_->on_host()) {}
+
+PagePool::~PagePool() { KVFOLD_CHECK(held_ == 0); }
+
+PagePool::Copy& PagePool::copy_of(PageId page) {
+  const auto known = copy_places_.find(page);
+  if (known != copy_places_.end()) return copies_[known->second];
+  const size_t place = next_copy_++ % kCopies;
+  if (place == copies_.size()) {
+    copies_.push_back({page, false, std::vector<std::byte>(page_bytes_)});
+  } else {
+    send_back(copies_[place]);
+    // After a flush the page may have another copy already.
+    const auto old = copy_places_.find(copies_[place].page);
+    if (old != copy_places_.end() && old->second == place) copy_places_.erase(old);
+  }
+  Copy& copy = copies_[place];
+  copy.page = page;
+  memory_->read(static_cast<size_t>(page) * page_bytes_, copy.bytes);
+  copy_places_[page] = place;
+  return copy;
+}
+
+std::byte* PagePool::written(PageId page) {
+  Copy& copy = copy_of(page);
+  copy.written = true;
+  return copy.bytes.data();
+}
+
+void PagePool::send_back(Copy& copy) {
+  if (copy.written) memory_->write(static_cast<size_t>(copy.page) * page_bytes_, copy.bytes);
+  copy.written = false;
+}
+
+void PagePool::flush() {
+  for (const auto& [page, place] : copy_places_) send_back(copies_[place]);
+  copy_places_.clear();
+  next_copy_ = 0;
 }
 
 Status PagePool::require(size_t pages) const {

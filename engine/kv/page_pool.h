@@ -3,13 +3,19 @@
 // Pages are shared between caches and slices; a page may be written only while exactly one of them holds it.
 // The pool and everything over it belong to one thread at a time (kernels may read and write page bytes from
 // many).
+//
+// Pages may lie on a device. The host then works on copies of them, a few at a time: read() and
+// write() fetch a page when it is not among them, and flush() sends back what was written, before kernels
+// run.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
+#include "engine/kv/page_memory.h"
 #include "engine/status.h"
 #include "kernels/kv_page.h"
 
@@ -22,6 +28,9 @@ class PagePool {
   // An arena for up to `budget_bytes` of pages of one layout. The budget is address space only: memory is
   // taken page by page as it is written. Errors: a budget below one page; address space that cannot be had.
   static Result<std::shared_ptr<PagePool>> create(CacheType type, int head_dim, size_t budget_bytes);
+  // An arena in memory that a backend gives: all of `bytes`.
+  static Result<std::shared_ptr<PagePool>> create(CacheType type, int head_dim,
+                                                  std::unique_ptr<PageMemory> memory, size_t bytes);
   ~PagePool();
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
@@ -30,7 +39,8 @@ class PagePool {
   int head_dim() const { return head_dim_; }
   size_t page_bytes() const { return page_bytes_; }
   size_t budget_bytes() const { return capacity_ * page_bytes_; }
-  KvPagesView view() const { return {arena_, page_bytes_, type_, head_dim_}; }
+  // As the backend's kernels see it.
+  KvPagesView view() const { return {memory_->base(), page_bytes_, type_, head_dim_}; }
 
   // An error that names the bytes wanted, held and allowed, unless `pages` more can be allocated now.
   Status require(size_t pages) const;
@@ -39,7 +49,13 @@ class PagePool {
   void retain(PageId page) { ++references_[page]; }
   void release(PageId page);
   uint32_t references(PageId page) const { return references_[page]; }
-  std::byte* data(PageId page) const { return arena_ + static_cast<size_t>(page) * page_bytes_; }
+
+  // A page's bytes on the host. Where pages lie on a device the pointer is to a copy, good until kCopies
+  // other pages were asked for, or flush().
+  const std::byte* read(PageId page) { return on_host_ ? in_place(page) : copy_of(page).bytes.data(); }
+  std::byte* write(PageId page) { return on_host_ ? in_place(page) : written(page); }
+  // Sends written copies to the device and forgets all copies. Backends call it before kernels touch pages.
+  void flush();
 
   // Counters, for tests and for those who study costs.
   size_t pages_held() const { return held_; }
@@ -48,12 +64,28 @@ class PagePool {
   void count_copied_rows(uint64_t rows) { rows_copied_ += rows; }
 
  private:
-  PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity, std::byte* arena);
+  static constexpr size_t kCopies = 32;
+  struct Copy {
+    PageId page;
+    bool written;
+    std::vector<std::byte> bytes;
+  };
+  PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity,
+           std::unique_ptr<PageMemory> memory);
+  std::byte* in_place(PageId page) const { return memory_->base() + static_cast<size_t>(page) * page_bytes_; }
+  Copy& copy_of(PageId page);
+  std::byte* written(PageId page);
+  void send_back(Copy& copy);
+
   CacheType type_;
   int head_dim_;
   size_t page_bytes_;
   size_t capacity_;  // pages
-  std::byte* arena_;
+  std::unique_ptr<PageMemory> memory_;
+  bool on_host_;
+  std::vector<Copy> copies_;                        // a ring; empty on the host
+  std::unordered_map<PageId, size_t> copy_places_;  // page to its place in copies_
+  size_t next_copy_ = 0;
   std::vector<uint32_t> references_;  // one a page ever used
   std::vector<PageId> free_;
   size_t held_ = 0;

@@ -84,8 +84,8 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
       // Copy-on-write: the last rows move to a page of our own, and the new row goes behind them.
       KvSpan& last = spans_.back();
       for (int r = 0; r < last.count; ++r) {
-        kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->data(last.page), last.first + r,
-                    pool_->data(page), r);
+        kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->read(last.page), last.first + r,
+                    pool_->write(page), r);
       }
       pool_->count_copied_rows(last.count);
       pool_->release(last.page);
@@ -96,7 +96,7 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
     }
   }
   KvSpan& last = spans_.back();
-  const RowPlace place{pool_->data(last.page), last.first + last.count};
+  const RowPlace place{last.page, last.first + last.count};
   ++rows_;
   if (last.slot + last.count == slot) {
     ++last.count;
@@ -111,12 +111,12 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
 PageTable::RowPlace PageTable::place(int slot) const {
   const KvSpan* span = find(slot);
   KVFOLD_CHECK(span != nullptr);
-  return {pool_->data(span->page), span->first + slot - span->slot};
+  return {span->page, span->first + slot - span->slot};
 }
 
 void PageTable::load(Part part, int slot, float* out) const {
   const RowPlace at = place(slot);
-  kv_load_row(pool_->type(), part, pool_->head_dim(), at.page, at.row, out);
+  kv_load_row(pool_->type(), part, pool_->head_dim(), pool_->read(at.page), at.row, out);
 }
 
 std::shared_ptr<PageTable> splice(const PageTable& old, const PageTable& with, std::span<const int> slots) {

@@ -33,7 +33,7 @@ class PageTable {
   // that and it has room; in a new one otherwise, to which the last rows of a shared page with room move
   // (copy-on-write). REQUIRES: pages_to_extend(1, false) pages can be allocated.
   struct RowPlace {
-    std::byte* page;
+    PageId page;
     int row;
   };
   RowPlace extend(Part part, int slot);
