@@ -40,18 +40,24 @@ PagePool::~PagePool() { KVFOLD_CHECK(held_ == 0); }
 
 PagePool::Copy& PagePool::copy_of(PageId page) {
   const auto known = copy_places_.find(page);
-  if (known != copy_places_.end()) return copies_[known->second];
-  const size_t place = next_copy_++ % kCopies;
-  if (place == copies_.size()) {
-    copies_.push_back({page, false, std::vector<std::byte>(page_bytes_)});
+  if (known != copy_places_.end()) {
+    Copy& copy = copies_[known->second];
+    copy.asked = ++asked_;
+    return copy;
+  }
+  size_t place = copies_.size();
+  if (place < kCopies) {
+    copies_.push_back({page, false, 0, std::vector<std::byte>(page_bytes_)});
   } else {
-    send_back(copies_[place]);
-    // After a flush the page may have another copy already.
-    const auto old = copy_places_.find(copies_[place].page);
-    if (old != copy_places_.end() && old->second == place) copy_places_.erase(old);
+    const auto oldest = std::min_element(copies_.begin(), copies_.end(),
+                                         [](const Copy& a, const Copy& b) { return a.asked < b.asked; });
+    place = static_cast<size_t>(oldest - copies_.begin());
+    send_back(*oldest);
+    copy_places_.erase(oldest->page);
   }
   Copy& copy = copies_[place];
   copy.page = page;
+  copy.asked = ++asked_;
   memory_->read(static_cast<size_t>(page) * page_bytes_, copy.bytes);
   copy_places_[page] = place;
   return copy;
@@ -69,9 +75,9 @@ void PagePool::send_back(Copy& copy) {
 }
 
 void PagePool::flush() {
-  for (const auto& [page, place] : copy_places_) send_back(copies_[place]);
+  for (Copy& copy : copies_) send_back(copy);
+  copies_.clear();
   copy_places_.clear();
-  next_copy_ = 0;
 }
 
 Status PagePool::require(size_t pages) const {

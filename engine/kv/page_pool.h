@@ -68,6 +68,7 @@ class PagePool {
   struct Copy {
     PageId page;
     bool written;
+    uint64_t asked;  // when, counted in calls
     std::vector<std::byte> bytes;
   };
   PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity,
@@ -83,9 +84,9 @@ class PagePool {
   size_t capacity_;  // pages
   std::unique_ptr<PageMemory> memory_;
   bool on_host_;
-  std::vector<Copy> copies_;                        // a ring; empty on the host
+  std::vector<Copy> copies_;                        // at most kCopies; empty on the host
   std::unordered_map<PageId, size_t> copy_places_;  // page to its place in copies_
-  size_t next_copy_ = 0;
+  uint64_t asked_ = 0;
   std::vector<uint32_t> references_;  // one a page ever used
   std::vector<PageId> free_;
   size_t held_ = 0;
