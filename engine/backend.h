@@ -35,11 +35,20 @@ class Weight {
   int64_t rows_, columns_;
 };
 
+// What matrix products take in: x [rows][columns], each row first through RMS norm where `norm` is given.
+struct LinearInput {
+  const float* x;
+  int rows;
+  const float* norm = nullptr;  // [columns], backend memory, or null
+  float epsilon = 0;            // of the norm
+};
+
 // One product of `linear`: out[rows][weight.rows()] = x weight^T + bias.
 struct Linear {
   const Weight* weight;
   const float* bias;  // [weight.rows()], backend memory, or null
   float* out;
+  bool accumulate = false;  // out += x weight^T + bias
 };
 
 // Consecutive tokens of one cache in a batch. Their rows stand at slots slot .. slot + count - 1 of the
@@ -65,6 +74,8 @@ class Backend {
 
   // Takes in a weight; `view` must stay valid while the weight is used. Errors: no memory.
   virtual Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) = 0;
+  // Takes in a table of which `embed` looks up rows and that enters no product. Likewise.
+  virtual Result<std::unique_ptr<Weight>> prepare_table(const MatrixView& view) = 0;
   // Uninitialised memory for `count` floats. Errors: no memory.
   virtual Result<std::shared_ptr<float>> allocate(size_t count) = 0;
   virtual void upload(std::span<const float> from, float* to) = 0;
@@ -75,10 +86,11 @@ class Backend {
   // Each of `rows` rows of `columns` values by itself; weight [columns].
   virtual void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
                         float* out) = 0;
-  // Several products of one input, x [rows][columns of the weights].
-  virtual void linear(std::span<const Linear> products, const float* x, int rows) = 0;
-  virtual void add(const float* x, int64_t count, float* to) = 0;
-  virtual void swiglu(const float* gate, const float* up, int64_t count, float* out) = 0;
+  // Several products of one input.
+  virtual void linear(std::span<const Linear> products, const LinearInput& x) = 0;
+  // out[rows][gate.rows()] = silu(x gate^T) * (x up^T), the first half of a gated feed-forward network
+  // (SwiGLU, Shazeer 2020).
+  virtual void gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) = 0;
   // Writes k and v [rows][kv_heads * head_dim] of a layer to the rows of the batch's caches.
   virtual void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) = 0;
   // q, out [rows][heads * head_dim]. Each token sees the rows of its lane up to and with its own slot.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <vector>
 
 #include "engine/backend.h"
@@ -40,19 +39,24 @@ std::shared_ptr<std::byte> allocate_bytes(size_t bytes) {
   return {static_cast<std::byte*>(std::aligned_alloc(kAlignment, std::max(rounded, kAlignment))), std::free};
 }
 
+// Activation rows that pass by a strip of weights together and so stay in the nearer caches.
+constexpr int kRowsAtOnce = 64;
 // Tokens whose attention is worked on together: bounds the memory for partial results.
 constexpr int kAttentionTokens = 32;
 
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const CpuKernels* kernels, const CpuOptions& options)
-      : kernels_(kernels), precision_(options.precision), pool_(options.threads) {}
+      : kernels_(kernels), precision_(options.precision), pool_(options.threads), scratch_(pool_.threads()) {}
 
   std::string name() const override {
     return fmt::format("cpu ({}, {} threads)", kernels_->name, pool_.threads());
   }
 
   Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) override;
+  Result<std::unique_ptr<Weight>> prepare_table(const MatrixView& view) override {
+    return std::unique_ptr<Weight>(new CpuWeight(view));
+  }
   Result<std::shared_ptr<float>> allocate(size_t count) override {
     std::shared_ptr<std::byte> memory = allocate_bytes(count * sizeof(float));
     if (!memory) return Status::error(fmt::format("no memory for {} activations", count));
@@ -78,26 +82,14 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void linear(std::span<const Linear> products, const float* x, int rows) override;
-
-  void add(const float* x, int64_t count, float* to) override {
-    for (int64_t i = 0; i < count; ++i) to[i] += x[i];
-  }
-  void swiglu(const float* gate, const float* up, int64_t count, float* out) override {
-    pool_.run(count / kSwigluPiece + 1, [&](int64_t begin, int64_t end, int) {
-      const int64_t first = begin * kSwigluPiece;
-      const int64_t last = std::min(end * kSwigluPiece, count);
-      if (first < last)
-        kernels_->swiglu(gate + first, up + first, static_cast<int>(last - first), out + first);
-    });
-  }
+  void linear(std::span<const Linear> products, const LinearInput& x) override;
+  void gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) override;
 
   void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) override;
   void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
                  const RopeView& rope, const float* q, float* out) override;
 
  private:
-  static constexpr int64_t kSwigluPiece = 1024;
   struct Token {
     const BatchSequence* sequence;
     int index;  // in the sequence
@@ -106,8 +98,21 @@ class CpuBackend final : public Backend {
   bool in_integers(const MatrixView& view) const {
     return precision_ == Precision::kInt8 && format_info(view.type).group != nullptr;
   }
-  QuantizedView quantize(const float* x, int rows, int columns);
-  void product(const Linear& linear, const QuantizedView* quantized, const float* x, int rows);
+  // A product's input as the kernels take it, in scratch: normed, and quantised where a weight wants that.
+  struct Input {
+    QuantizedView quantized;
+    const float* x;  // [rows][columns]
+    int columns;
+  };
+  Input take_input(const LinearInput& x, int columns, bool quantize);
+  int64_t units(const Weight& weight) const {
+    const MatrixView& view = view_of(weight);
+    const int64_t unit = in_integers(view) ? kernels_->row_unit : 1;
+    return (view.rows + unit - 1) / unit;
+  }
+  struct Strip;
+  Strip multiply(const Weight& weight, int64_t begin, int64_t end, const Input& x, int row, int rows,
+                 int thread, int buffer);
   void attend(std::span<const Token> tokens, int layer, const AttentionShape& shape, const RopeView& rope,
               const float* q, float* out);
 
@@ -118,7 +123,12 @@ class CpuBackend final : public Backend {
   std::vector<int8_t> q_;
   std::vector<float> scales_;
   std::vector<int32_t> half_sums_;
-  std::vector<std::vector<float>> decoded_;  // one a thread
+  std::vector<float> normed_;
+  struct ThreadScratch {
+    std::vector<float> decoded;      // a row of a weight
+    std::vector<float> products[2];  // [rows][outputs of a strip]
+  };
+  std::vector<ThreadScratch> scratch_;
   std::vector<float> partials_;
 };
 
@@ -132,52 +142,128 @@ Result<std::unique_ptr<Weight>> CpuBackend::prepare(const MatrixView& view) {
   return std::unique_ptr<Weight>(new CpuWeight(view, std::move(packed)));
 }
 
-QuantizedView CpuBackend::quantize(const float* x, int rows, int columns) {
+CpuBackend::Input CpuBackend::take_input(const LinearInput& x, int columns, bool quantize) {
   const int groups = (columns + kGroup - 1) / kGroup;
-  const size_t all = static_cast<size_t>(rows) * groups;
-  if (q_.size() < all * kGroup) {
+  const size_t all = static_cast<size_t>(x.rows) * groups;
+  if (quantize && q_.size() < all * kGroup) {
     q_.resize(all * kGroup);
     scales_.resize(all);
     half_sums_.resize(2 * all);
   }
-  pool_.run(rows, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r)
-      kernels_->quantize_row(x + r * columns, columns, &q_[r * groups * kGroup], &scales_[r * groups],
-                             &half_sums_[2 * r * groups]);
+  if (x.norm != nullptr) normed_.resize(std::max(normed_.size(), static_cast<size_t>(x.rows) * columns));
+  pool_.run(x.rows, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* row = x.x + r * columns;
+      if (x.norm != nullptr) {
+        kernels_->rms_norm(row, x.norm, columns, x.epsilon, &normed_[r * columns]);
+        row = &normed_[r * columns];
+      }
+      if (quantize)
+        kernels_->quantize_row(row, columns, &q_[r * groups * kGroup], &scales_[r * groups],
+                               &half_sums_[2 * r * groups]);
+    }
   });
-  return {q_.data(), scales_.data(), half_sums_.data(), groups};
+  return {{q_.data(), scales_.data(), half_sums_.data(), groups},
+          x.norm != nullptr ? normed_.data() : x.x,
+          columns};
 }
 
-void CpuBackend::product(const Linear& linear, const QuantizedView* quantized, const float* x, int rows) {
-  const CpuWeight& weight = cpu_weight(*linear.weight);
-  const int64_t outputs = weight.rows();
-  const int64_t unit = quantized != nullptr ? kernels_->row_unit : 1;
-  decoded_.resize(pool_.threads());
-  pool_.run((outputs + unit - 1) / unit, [&](int64_t begin, int64_t end, int thread) {
-    if (quantized != nullptr) {
-      kernels_->matmul_q8(weight.packed(), begin, end, *quantized, rows, linear.out, outputs);
-    } else {
-      decoded_[thread].resize(weight.columns());
-      kernels_->matmul_f32(weight.view(), begin, end, x, rows, linear.out, outputs, decoded_[thread].data());
-    }
-    if (linear.bias == nullptr) return;
-    for (int t = 0; t < rows; ++t)
-      for (int64_t r = begin * unit; r < std::min(end * unit, outputs); ++r)
-        linear.out[t * outputs + r] += linear.bias[r];
-  });
-}
+// Outputs [first, first + count) of some rows: values[t * count + i].
+struct CpuBackend::Strip {
+  const float* values;
+  int64_t first;
+  int64_t count;
+};
 
-void CpuBackend::linear(std::span<const Linear> products, const float* x, int rows) {
-  QuantizedView quantized{};
-  bool have_quantized = false;
-  for (const Linear& linear : products) {
-    const bool integers = in_integers(view_of(*linear.weight));
-    if (integers && !have_quantized) {
-      quantized = quantize(x, rows, static_cast<int>(linear.weight->columns()));
-      have_quantized = true;
-    }
-    product(linear, integers ? &quantized : nullptr, x, rows);
+CpuBackend::Strip CpuBackend::multiply(const Weight& weight, int64_t begin, int64_t end, const Input& x,
+                                       int row, int rows, int thread, int buffer) {
+  const CpuWeight& w = cpu_weight(weight);
+  const bool integers = in_integers(w.view());
+  const int64_t unit = integers ? kernels_->row_unit : 1;
+  const int64_t first = begin * unit;
+  const int64_t count = std::min(end * unit, weight.rows()) - first;
+  std::vector<float>& products = scratch_[thread].products[buffer];
+  if (products.size() < static_cast<size_t>(rows * count)) products.resize(rows * count);
+  // The kernels count outputs from the matrix's first.
+  float* y = products.data() - first;
+  if (integers) {
+    QuantizedView part = x.quantized;
+    part.q += static_cast<int64_t>(row) * part.groups * kGroup;
+    part.scales += static_cast<int64_t>(row) * part.groups;
+    part.half_sums += static_cast<int64_t>(row) * part.groups * 2;
+    kernels_->matmul_q8(w.packed(), begin, end, part, rows, y, count);
+  } else {
+    std::vector<float>& decoded = scratch_[thread].decoded;
+    decoded.resize(std::max(decoded.size(), static_cast<size_t>(x.columns)));
+    kernels_->matmul_f32(w.view(), begin, end, x.x + static_cast<int64_t>(row) * x.columns, rows, y, count,
+                         decoded.data());
   }
+  return {products.data(), first, count};
+}
+
+// Puts a product where it belongs. `strip` begins at the batch's row `row`.
+void finish(const Linear& linear, const float* values, int64_t first, int64_t count, int row, int rows) {
+  const int64_t outputs = linear.weight->rows();
+  for (int t = 0; t < rows; ++t) {
+    const float* from = values + t * count;
+    float* to = linear.out + (row + t) * outputs + first;
+    const float* bias = linear.bias == nullptr ? nullptr : linear.bias + first;
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = bias == nullptr ? from[i] : from[i] + bias[i];
+      to[i] = linear.accumulate ? to[i] + value : value;
+    }
+  }
+}
+
+// All products' outputs are one range of work, so that the threads meet once.
+void CpuBackend::linear(std::span<const Linear> products, const LinearInput& x) {
+  int64_t all = 0;
+  bool quantize = false;
+  for (const Linear& linear : products) {
+    all += units(*linear.weight);
+    quantize = quantize || in_integers(view_of(*linear.weight));
+  }
+  const Input input = take_input(x, static_cast<int>(products[0].weight->columns()), quantize);
+  pool_.run(all, [&](int64_t begin, int64_t end, int thread) {
+    for (int row = 0; row < x.rows; row += kRowsAtOnce) {
+      const int rows = std::min(kRowsAtOnce, x.rows - row);
+      int64_t base = 0;
+      for (const Linear& linear : products) {
+        const int64_t n = units(*linear.weight);
+        const int64_t first = std::max<int64_t>(begin - base, 0);
+        const int64_t last = std::min(end - base, n);
+        base += n;
+        if (first >= last) continue;
+        const Strip strip = multiply(*linear.weight, first, last, input, row, rows, thread, 0);
+        finish(linear, strip.values, strip.first, strip.count, row, rows);
+      }
+    }
+  });
+}
+
+void CpuBackend::gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) {
+  const bool same = in_integers(view_of(gate)) == in_integers(view_of(up));
+  const bool quantize = in_integers(view_of(gate)) || in_integers(view_of(up));
+  const Input input = take_input(x, static_cast<int>(gate.columns()), quantize);
+  const int64_t outputs = gate.rows();
+  // Cut by the coarser of the two weights' units.
+  const int64_t unit = same ? 1 : kernels_->row_unit;
+  const auto part = [&](const Weight& weight, int64_t begin, int64_t end, int row, int rows, int thread,
+                        int buffer) {
+    const int64_t per = same || in_integers(view_of(weight)) ? 1 : unit;
+    return multiply(weight, begin * per, std::min(end * per, units(weight)), input, row, rows, thread,
+                    buffer);
+  };
+  pool_.run(std::min(units(gate), units(up)), [&](int64_t begin, int64_t end, int thread) {
+    for (int row = 0; row < x.rows; row += kRowsAtOnce) {
+      const int rows = std::min(kRowsAtOnce, x.rows - row);
+      const Strip g = part(gate, begin, end, row, rows, thread, 0);
+      const Strip u = part(up, begin, end, row, rows, thread, 1);
+      for (int t = 0; t < rows; ++t)
+        kernels_->swiglu(g.values + t * g.count, u.values + t * g.count, static_cast<int>(g.count),
+                         out + (row + t) * outputs + g.first);
+    }
+  });
 }
 
 void CpuBackend::store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) {

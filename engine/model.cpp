@@ -13,7 +13,9 @@ Model::Model(ModelSource source, std::shared_ptr<Backend> backend)
 Result<std::shared_ptr<Model>> Model::create(ModelSource source, std::shared_ptr<Backend> backend) {
   std::shared_ptr<Model> model(new Model(std::move(source), std::move(backend)));
   const ModelSource& from = model->source_;
-  KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->backend_->prepare(from.embedding));
+  KVFOLD_ASSIGN_OR_RETURN(model->embedding_, from.tied_output
+                                                 ? model->backend_->prepare(from.embedding)
+                                                 : model->backend_->prepare_table(from.embedding));
   KVFOLD_ASSIGN_OR_RETURN(model->output_norm_, model->take_vector(from.output_norm));
   if (!from.tied_output) {
     KVFOLD_ASSIGN_OR_RETURN(model->output_, model->backend_->prepare(from.output));
@@ -61,18 +63,16 @@ Result<Activations> Model::make_activations(int rows) const {
   a.rows = rows;
   const std::array sizes = {
       std::pair{&a.x, c.model_dim},
-      std::pair{&a.normed, c.model_dim},
-      std::pair{&a.residual, c.model_dim},
       std::pair{&a.q, c.heads * c.head_dim},
       std::pair{&a.attended, c.heads * c.head_dim},
       std::pair{&a.k, c.kv_heads * c.head_dim},
       std::pair{&a.v, c.kv_heads * c.head_dim},
-      std::pair{&a.gate, c.ffn_dim},
-      std::pair{&a.up, c.ffn_dim},
+      std::pair{&a.gated, c.ffn_dim},
   };
   for (const auto& [buffer, columns] : sizes) {
     KVFOLD_ASSIGN_OR_RETURN(*buffer, backend_->allocate(static_cast<size_t>(rows) * columns));
   }
+  KVFOLD_ASSIGN_OR_RETURN(a.normed, backend_->allocate(static_cast<size_t>(kLogitRows) * c.model_dim));
   KVFOLD_ASSIGN_OR_RETURN(a.logits, backend_->allocate(static_cast<size_t>(kLogitRows) * c.vocab_size));
   return a;
 }
@@ -105,12 +105,10 @@ void Model::attention_block(const LayerWeights& layer, int index, int rows,
                             std::span<const BatchSequence> batch, Activations& a,
                             const QueryProbe& probe) const {
   const ModelConfig& c = config();
-  backend_->rms_norm(a.x.get(), rows, c.model_dim, layer.attention_norm.get(), c.norm_epsilon,
-                     a.normed.get());
   const std::array qkv = {Linear{layer.wq.get(), layer.bq.get(), a.q.get()},
                           Linear{layer.wk.get(), layer.bk.get(), a.k.get()},
                           Linear{layer.wv.get(), layer.bv.get(), a.v.get()}};
-  backend_->linear(qkv, a.normed.get(), rows);
+  backend_->linear(qkv, {a.x.get(), rows, layer.attention_norm.get(), c.norm_epsilon});
   if (layer.q_norm)
     backend_->rms_norm(a.q.get(), rows * c.heads, c.head_dim, layer.q_norm.get(), c.norm_epsilon, a.q.get());
   if (layer.k_norm)
@@ -122,21 +120,15 @@ void Model::attention_block(const LayerWeights& layer, int index, int rows,
   if (probe) probe(index, batch, a.q.get());
   backend_->attention(batch, index, {c.heads, c.kv_heads, c.head_dim}, rope_.view(), a.q.get(),
                       a.attended.get());
-  const std::array out = {Linear{layer.wo.get(), layer.bo.get(), a.residual.get()}};
-  backend_->linear(out, a.attended.get(), rows);
-  backend_->add(a.residual.get(), static_cast<int64_t>(rows) * c.model_dim, a.x.get());
+  const std::array out = {Linear{layer.wo.get(), layer.bo.get(), a.x.get(), true}};
+  backend_->linear(out, {a.attended.get(), rows});
 }
 
 void Model::ffn_block(const LayerWeights& layer, int rows, Activations& a) const {
-  const ModelConfig& c = config();
-  backend_->rms_norm(a.x.get(), rows, c.model_dim, layer.ffn_norm.get(), c.norm_epsilon, a.normed.get());
-  const std::array gate_up = {Linear{layer.gate.get(), nullptr, a.gate.get()},
-                              Linear{layer.up.get(), nullptr, a.up.get()}};
-  backend_->linear(gate_up, a.normed.get(), rows);
-  backend_->swiglu(a.gate.get(), a.up.get(), static_cast<int64_t>(rows) * c.ffn_dim, a.gate.get());
-  const std::array down = {Linear{layer.down.get(), nullptr, a.residual.get()}};
-  backend_->linear(down, a.gate.get(), rows);
-  backend_->add(a.residual.get(), static_cast<int64_t>(rows) * c.model_dim, a.x.get());
+  backend_->gated_linear(*layer.gate, *layer.up,
+                         {a.x.get(), rows, layer.ffn_norm.get(), config().norm_epsilon}, a.gated.get());
+  const std::array down = {Linear{layer.down.get(), nullptr, a.x.get(), true}};
+  backend_->linear(down, {a.gated.get(), rows});
 }
 
 void Model::logits(std::span<const int> rows, Activations& a) const {
@@ -147,7 +139,7 @@ void Model::logits(std::span<const int> rows, Activations& a) const {
                        output_norm_.get(), c.norm_epsilon,
                        a.normed.get() + static_cast<int64_t>(i) * c.model_dim);
   const std::array out = {Linear{output_ ? output_.get() : embedding_.get(), nullptr, a.logits.get()}};
-  backend_->linear(out, a.normed.get(), static_cast<int>(rows.size()));
+  backend_->linear(out, {a.normed.get(), static_cast<int>(rows.size())});
 }
 
 }  // namespace kvfold

@@ -26,11 +26,12 @@ struct LayerWeights {
 // Activations of one batch, for at most `rows` tokens; backend memory.
 struct Activations {
   int rows = 0;
-  std::shared_ptr<float> x, normed, residual;  // [rows, model_dim]
-  std::shared_ptr<float> q, attended;          // [rows, heads * head_dim]
-  std::shared_ptr<float> k, v;                 // [rows, kv_heads * head_dim]
-  std::shared_ptr<float> gate, up;             // [rows, ffn_dim]
-  std::shared_ptr<float> logits;               // [kLogitRows, vocab_size]
+  std::shared_ptr<float> x;            // [rows, model_dim]
+  std::shared_ptr<float> q, attended;  // [rows, heads * head_dim]
+  std::shared_ptr<float> k, v;         // [rows, kv_heads * head_dim]
+  std::shared_ptr<float> gated;        // [rows, ffn_dim]
+  std::shared_ptr<float> normed;       // [kLogitRows, model_dim]
+  std::shared_ptr<float> logits;       // [kLogitRows, vocab_size]
 };
 
 // Looks on as a forward pass runs: called in each layer once its queries, q [rows, heads * head_dim] before

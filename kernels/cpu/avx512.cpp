@@ -205,21 +205,16 @@ void matmul_format(const MatrixView& weight, int64_t begin, int64_t end, const Q
                    float* y, int64_t y_stride) {
   const auto* packed = reinterpret_cast<const PackedBlock<Format>*>(weight.data);
   constexpr int kMost = 8;
-  // Activations that stay in the nearest caches while all tiles pass by them.
-  constexpr int kRowsAtOnce = 64;
-  for (int first = 0; first < rows; first += kRowsAtOnce) {
-    const int last = std::min(rows, first + kRowsAtOnce);
-    for (int64_t t = begin; t < end; ++t) {
-      const PackedBlock<Format>* blocks = packed + t * x.groups;
-      const int outputs = static_cast<int>(std::min<int64_t>(kTileRows, weight.rows - t * kTileRows));
-      int row = first;
-      for (; row + kMost <= last; row += kMost)
-        tile<Format, kMost>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
-      for (; row + 4 <= last; row += 4)
-        tile<Format, 4>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
-      for (; row < last; ++row)
-        tile<Format, 1>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
-    }
+  for (int64_t t = begin; t < end; ++t) {
+    const PackedBlock<Format>* blocks = packed + t * x.groups;
+    const int outputs = static_cast<int>(std::min<int64_t>(kTileRows, weight.rows - t * kTileRows));
+    int row = 0;
+    for (; row + kMost <= rows; row += kMost)
+      tile<Format, kMost>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
+    for (; row + 4 <= rows; row += 4)
+      tile<Format, 4>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
+    for (; row < rows; ++row)
+      tile<Format, 1>(blocks, x, row, y + row * y_stride + t * kTileRows, y_stride, outputs);
   }
 }
 
