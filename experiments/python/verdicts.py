@@ -37,6 +37,7 @@ from thresholds import GROUP
 ALPHA = 0.05
 MIN_NULL = 19  # permuted sources that a rank needs to reach p = 0.05
 VERDICTS = ("TRANSFER", "COPY", "SHIFTED", "INERT", "BROKEN")
+EQUIVALENCE_SHARE = 0.1  # of the text's uplift over another source: an effect below it is called none
 REFERENCES = ("baseline", "same-cache", "mismatched")  # conditions that the others are held against
 WITHIN = ["mode", "entity"]
 
@@ -93,6 +94,15 @@ def cell_numbers(cell: pd.DataFrame, mismatched: pd.DataFrame, tau_mismatched: d
     }
 
 
+def _uplift(lines: pd.DataFrame) -> pd.Series:
+    return by_item(lines, ["reference_uplift"])["reference_uplift"]
+
+
+def _equivalence(cell: pd.DataFrame, mismatched: pd.DataFrame, ceiling: float) -> dict | None:
+    own = _uplift(cell)
+    return effects.equivalence(own, _uplift(mismatched).reindex(own.index), EQUIVALENCE_SHARE * abs(ceiling))
+
+
 def decide(numbers: dict, p_holm: float | None) -> tuple[str, str]:
     """The verdict on a cell and the numbers that it stands on, as a sentence."""
     n = numbers["n"]
@@ -123,8 +133,10 @@ def judge_cells(test: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[
         identity = {name: (None if pd.isna(k) else k) for name, k in zip([*GROUP, *WITHIN], key)}
         mismatched = group[group["condition"] == "mismatched"]
         tau_mismatched = tau_of(mismatched, resamples)
+        ceiling = _uplift(group[group["condition"] == "text"]).mean() - _uplift(mismatched).mean()
         for condition, cell in group.groupby("condition", sort=False):
             numbers = cell_numbers(cell, mismatched, tau_mismatched, resamples)
+            numbers["equivalence"] = _equivalence(cell, mismatched, ceiling)
             cells.append({**identity, "condition": condition, "numbers": numbers, "p_holm": None, "holm_of": None})
     families: dict[tuple, list[dict]] = {}
     for cell in cells:

@@ -34,7 +34,7 @@ def changed(lines, condition, **values):
 
 @pytest.fixture(scope="module")
 def lines():
-    return synthetic.phase_lines("2a", 16, synthetic.Truth(), 0, ("qa",))
+    return synthetic.phase_lines("2a", 16, synthetic.Truth(effect=14.0), 0, ("qa",))
 
 
 def test_verdicts_equal_those_of_a_second_program():

@@ -1,0 +1,555 @@
+"""report.html: one page that opens offline, made of the summary and the plan's own lines."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+import figures
+import rating
+import statements
+from html_parts import chip, estimate, figure, highlighted, number, p_value, panel, segments, sortable, table
+from verdicts import VERDICTS
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parent / "page"
+PLAN_CONDITIONS = ["baseline", "same-cache", "noise", "transfer"]
+FOREST_CONDITIONS = ["transfer", "shuffled", "twin", "filler", "noise"]
+HEAT_CONDITIONS = ["transfer", "noise", "noise-unit", "noise-channel"]
+SWEEP_TITLES = {
+    "position": "Does the cache's position matter?",
+    "partial": "Does a part of the cache do?",
+    "layers": "Which layers carry the mode?",
+    "components": "Which components carry the content?",
+}
+
+
+class Page:
+    """Panels and plots as they are added."""
+
+    def __init__(self, summary: dict, lines: pd.DataFrame):
+        self.summary, self.lines = summary, lines
+        self.panels: list[tuple[str, str, str]] = []
+        self.figures: list[dict] = []
+        self.norms: list[dict] = []
+
+    def add(self, name: str, title: str, body: str) -> None:
+        self.panels.append((name, title, panel(name, title, body)))
+
+    def plot(self, description: dict, title: str = "") -> str:
+        self.figures.append(description)
+        return figure(description, title)
+
+
+def several(items, key) -> list:
+    return list(dict.fromkeys(item[key] for item in items))
+
+
+# ---- what came out ----
+
+
+def add_answers(page: Page) -> None:
+    entries = statements.answers(page.summary)
+    body = ""
+    for model in several(entries, "model"):
+        rows = "".join(
+            f"<div><span class=q>{escape(e['title'])} {chip(e['verdict'])}</span><p>{escape(e['text'])}</p></div>"
+            for e in entries
+            if e["model"] == model
+        )
+        body += f"<h3>{escape(model)}</h3><div class=answers>{rows}</div>"
+    page.add("answers", "What came out", body or "<p>No trial is complete yet.</p>")
+
+
+# ---- the plan's cases ----
+
+
+def _output(case: dict) -> str:
+    words = [*case["markers_wanted"], *(case["truth_markers_wanted"] or [])]
+    said = highlighted((case["output"] or "").strip("\n"), words)
+    if case["stall"]:
+        said = "<span class=stall>ended at once</span>"
+        if case["banned_output"]:
+            said += f"<br><span class=note>with end tokens banned at first:</span> {highlighted(case['banned_output'], words)}"
+    long = " long" if len(case["output"] or "") > 260 else ""
+    found = "" if not case["markers_wanted"] else f"{len(case['markers'] or [])} of {len(case['markers_wanted'])} markers"
+    numbers = [
+        f"{name} {number(case[key])}"
+        for name, key in (
+            ("perplexity", "perplexity_own"),
+            ("under baseline", "perplexity_baseline"),
+            ("KL", "kl_baseline"),
+            ("reference uplift", "reference_uplift"),
+            ("tau", "tau"),
+            ("K norm", "injected_key_norm"),
+            ("V norm", "injected_value_norm"),
+        )
+        if case[key] is not None and case["condition"] != "same-cache"
+    ]
+    if case["condition"] == "same-cache":
+        numbers = ["equal to baseline, bit for bit"]
+    why = f"<div class=why>{escape(case['evidence'])}</div>" if case["verdict"] else ""
+    focus = " tabindex=0" if long else ""
+    return (
+        f"<div class=output><div class=head><b>{escape(case['condition'])}</b><span>{chip(case['verdict'])} {found}</span></div>"
+        f'<div class="said{long}"{focus}>{said}</div><div class=numbers>{" · ".join(numbers)}</div>{why}</div>'
+    )
+
+
+def add_cases(page: Page) -> None:
+    cases = page.summary["cases"]
+    if not cases:
+        return
+    models, framings = several(cases, "model"), several(cases, "framing")
+    framing = "qa" if "qa" in framings else framings[0]
+    body = (
+        "<p>Each of the plan's cases under its four conditions; the others are below each. Highlighted: the source's markers, and "
+        "where there is one the true answer.</p><div class=controls>"
+        f"{segments('model', models, models[0], 'model')}{segments('framing', framings, framing, 'framing')}</div>"
+    )
+    for model in models:
+        for f in framings:
+            hidden = "" if (model, f) == (models[0], framing) else " hidden"
+            body += f'<div data-model="{escape(model)}" data-framing="{escape(f)}"{hidden}>'
+            here = [c for c in cases if (c["model"], c["framing"]) == (model, f)]
+            for trial in several(here, "trial"):
+                body += _case([c for c in here if c["trial"] == trial])
+            body += "</div>"
+    page.add("cases", "The plan's cases, answer by answer", body)
+
+
+def _case(case: list[dict]) -> str:
+    transfer = next((c for c in case if c["condition"] == "transfer"), case[0])
+    main = "".join(_output(c) for name in PLAN_CONDITIONS for c in case if c["condition"] == name)
+    rest = "".join(_output(c) for c in case if c["condition"] not in PLAN_CONDITIONS)
+    more = f"<details><summary>{len(case) - len(PLAN_CONDITIONS)} more conditions</summary><div class=outputs>{rest}</div></details>"
+    return (
+        f"<div class=case><h3>{escape((transfer['source'] or '').strip())} <span class=to>→ {escape(transfer['target'].strip())}</span></h3>"
+        f"<p class=note>phase {escape(transfer['phase'])}, {escape(transfer['trial'])}</p><div class=outputs>{main}</div>{more if rest else ''}</div>"
+    )
+
+
+# ---- verdicts ----
+
+
+def _where(cell: dict) -> str:
+    return " · ".join(x for x in (cell["family"], cell["mode"], cell["entity"], cell["framing"]) if x)
+
+
+def add_verdicts(page: Page) -> None:
+    cells = page.summary["cells"]
+    if not cells:
+        return
+    judged = [c for c in cells if c["condition"] not in ("baseline", "same-cache")]
+    columns = [
+        ("model", "text"), ("phase", "text"), ("family, framing", "text"), ("condition", "text"), ("verdict", "text"), ("n", "number"),
+        ("broken", "number"), ("copies", "number"), ("ends at once", "number"), ("all markers", "number"),
+        ("uplift over another source, nats", "number"), ("d (paired)", "number"), ("Holm p", "number"), ("tau", "number"),
+        ("median KL", "number"), ("filler's 95th", "number"), ("stands on", "wide"),
+    ]  # fmt: skip
+    rows = []
+    for c in judged:
+        n = c["numbers"]
+        d = n["effect"] and n["effect"]["d"]
+        shares = [sortable(f"{n[k]['value']:.0%}", n[k]["value"]) for k in ("broken", "copied", "stall", "succeeded")]
+        rows.append(
+            [
+                escape(c["model"]), c["phase"], escape(_where(c)), c["condition"], chip(c["verdict"]), n["n"], *shares,
+                *[sortable(estimate(e), e and e["value"]) for e in (n["uplift_over_mismatched"], d)],
+                sortable(p_value(c["p_holm"]), c["p_holm"]), sortable(estimate(n["tau"]), n["tau"] and n["tau"]["value"]),
+                sortable(number(n["kl_median"]), n["kl_median"]), sortable(number(n["kl_limit"]), n["kl_limit"]),
+                f"<span class=note>{escape(c['evidence'])}</span>",
+            ]
+        )  # fmt: skip
+    body = (
+        "<p>One verdict a cell, by a rule whose thresholds were frozen on the calibration half before the test half was read (the rule is "
+        "at the end of the page). Intervals are 95%, BCa over items.</p>" + _matrix(judged) + table(columns, rows, "verdicts in full")
+    )
+    page.add("verdicts", "Broken or transfer: the verdicts", body)
+
+
+def _matrix(cells: list[dict]) -> str:
+    """How many cells of each phase and condition got which verdict."""
+    conditions = [c for c in several(cells, "condition") if any(x["verdict"] for x in cells if x["condition"] == c)]
+    if not conditions:
+        return "<p>The runs have no calibration split, so there are no verdicts.</p>"
+    columns = [("model", "text"), ("phase", "text"), *[(c, "text") for c in conditions]]
+    rows = []
+    for model in several(cells, "model"):
+        for phase in several([c for c in cells if c["model"] == model], "phase"):
+            row = [escape(model), phase]
+            for condition in conditions:
+                here = [c["verdict"] for c in cells if (c["model"], c["phase"], c["condition"]) == (model, phase, condition)]
+                row.append("<br>".join(f"{chip(v)} <span class=note>{here.count(v)} of {len(here)}</span>" for v in VERDICTS if v in here))
+            rows.append(row)
+    return "<h3>Cells by verdict</h3>" + table(columns, rows, "cells by verdict") + "<h3>Each cell</h3>"
+
+
+def add_forests(page: Page) -> None:
+    cells = [c for c in page.summary["cells"] if c["phase"] != "2d"]
+    if not cells:
+        return
+    body = (
+        "<p>How much more likely the reference answer becomes with what stands in the cache than with another trial's source in its place: "
+        "zero means that it is not this source that matters. 95% intervals over items.</p><div class=pair>"
+    )
+    for i, model in enumerate(several(cells, "model")):
+        for phase in several([c for c in cells if c["model"] == model], "phase"):
+            here = [c for c in cells if (c["model"], c["phase"]) == (model, phase)]
+            rows = list(dict.fromkeys((c["family"], c["framing"]) for c in here))
+            names = [f"{family} · {framing}" if len({r[0] for r in rows}) > 1 else framing for family, framing in rows]
+            series = {}
+            for condition in FOREST_CONDITIONS:
+                by_row = {(c["family"], c["framing"]): c["numbers"]["uplift_over_mismatched"] for c in here if c["condition"] == condition}
+                series[condition] = [by_row.get(row) for row in rows]
+            plot = figures.forest(f"forest-{i}-{phase}", names, series, "uplift over another source (nats)")
+            body += page.plot(plot, f"{model}, phase {phase}")
+    page.add("effects", "Is it this source?", body + "</div>")
+
+
+def add_modes(page: Page) -> None:
+    rows = page.summary["modes"]
+    if not rows:
+        return
+    body = (
+        "<p>2d crosses the source's mode with its entity. The effect of a mode is the log-probability of an answer of that mode, whose "
+        "content is in no source, under a source of that mode less that under a factual source. It counts as mode only where the source is of "
+        "another entity (so that no content can be repeated).</p><div class=pair>"
+    )
+    for i, model in enumerate(several(rows, "model")):
+        for entity in ("other", "same"):
+            here = [m for m in rows if (m["model"], m["entity"]) == (model, entity) and m["probe"] == m["mode"]]
+            framings, kinds = several(here, "framing"), several(here, "mode")
+            by = {(m["framing"], m["mode"]): m["nats"] for m in here}
+            series = {mode: [by.get((f, mode)) for f in framings] for mode in kinds}
+            if here:
+                plot = figures.forest(f"mode-{i}-{entity}", framings, series, "effect of the source's mode (nats)")
+                body += page.plot(plot, f"{model}, {entity} entity")
+    body += "</div><h3>What the answers say</h3>" + _answer_table(page.summary["answers"])
+    columns = [
+        ("model", "text"), ("framing", "text"), ("entity", "text"), ("mode of the source", "text"), ("probe", "text"), ("n", "number"),
+        ("nats", "number"), ("d (paired)", "number"), ("g", "number"), ("Holm p", "number"), ("equivalence p", "number"),
+    ]  # fmt: skip
+    table_rows = []
+    for m in rows:
+        d, g = (m["effect"] or {}).get("d"), (m["effect"] or {}).get("g")
+        table_rows.append(
+            [escape(m["model"]), m["framing"], m["entity"], m["mode"], m["probe"], m["n"]]
+            + [sortable(estimate(e), e and e["value"]) for e in (m["nats"], d, g)]
+            + [sortable(p_value(p), p) for p in (m["p_holm"], m["p_equivalence_holm"])]
+        )
+    page.add("modes", "Does the mode transfer, apart from the content?", body + "<h3>Every test</h3>" + table(columns, table_rows, "mode effects"))
+
+
+def _answer_table(answers: list[dict]) -> str:
+    columns = [("model", "text"), ("framing", "text"), ("entity", "text"), ("mode of the source", "text"), ("condition", "text"), ("n", "number"),
+               ("names the source's words", "number"), ("true", "number"), ("neither", "number"), ("ends at once", "number")]  # fmt: skip
+    rows = []
+    for a in answers:
+        shares = [sortable(f"{a[k]['value']:.0%}", a[k]["value"]) for k in ("names_source", "true", "neither", "stalled")]
+        rows.append([escape(a["model"]), a["framing"], a["entity"], a["mode"], a["condition"], a["n"], *shares])
+    return table(columns, rows, "what the answers say")
+
+
+# ---- sweeps ----
+
+
+def add_sweeps(page: Page) -> None:
+    for name, title in SWEEP_TITLES.items():
+        body = ""
+        for i, sweep in enumerate(s for s in page.summary["sweeps"] if s["sweep"] == name):
+            body += f"<h3>{escape(sweep['model'])}</h3>" + _sweep(page, sweep, f"{name}-{i}")
+        if body:
+            intro = (
+                "<p>tau is the part of the text's own effect on the logit difference between the source's fact and its twin's: 0 is baseline, 1 the two "
+                "texts fed in turn. Bars are 95% intervals over items.</p>"
+            )
+            page.add(f"sweep-{name}", title, intro + body)
+
+
+def _sweep(page: Page, sweep: dict, stem: str) -> str:
+    body = ""
+    for f, framing in enumerate(several(sweep["points"], "framing")):
+        here = [p for p in sweep["points"] if p["framing"] == framing and p["own"] is not None]
+        lone = [p for p in here if p["x"] is None]
+        heads = [p for p in here if p["series"].startswith("layer-head")]
+        lines = [p for p in here if p["x"] is not None and p not in heads]
+        body += "<div class=pair>"
+        for k, label in enumerate(several(lines, "x_label")):
+            of = [p for p in lines if p["x_label"] == label]
+            many: dict[str, list] = {}
+            for p in of:
+                many.setdefault(p["series"].split("/")[-1] if name_by_sink(sweep) else "", []).append(p)
+            for j, (sink, points) in enumerate(many.items()):
+                series = {
+                    s: sorted(((p["x"], p["own"]) for p in points if p["series"] == s), key=lambda q: q[0]) for s in several(points, "series")
+                }
+                log = label == "gap"
+                series = {s: [q for q in v if not log or q[0] > 0] for s, v in series.items()}
+                title = f"{framing}, by {label}" + (f", sink {sink}" if sink else "")
+                plot = figures.curves(f"{stem}-{f}-{k}-{j}", {s: v for s, v in series.items() if v}, label, "tau", log)
+                body += page.plot(plot, title)
+        if lone:
+            names = [p["point"] for p in lone]
+            series = {"own source": [p["own"] for p in lone], "another source": [p["mismatched"] for p in lone]}
+            body += page.plot(figures.forest(f"{stem}-{f}-lone", names, series, "tau"), f"{framing}, without an axis")
+        if heads:
+            body += _layer_heads(page, heads, f"{stem}-{f}-heads", framing)
+        body += "</div>"
+    if sweep.get("mode_against_content"):
+        body += _mode_against_content(page, sweep["mode_against_content"], stem)
+    return body + "<details><summary>Every point</summary>" + _points(sweep) + "</details>"
+
+
+def name_by_sink(sweep: dict) -> bool:
+    return sweep["sweep"] in ("partial", "layers")
+
+
+def _layer_heads(page: Page, points: list[dict], plot_id: str, framing: str) -> str:
+    series = sorted(several(points, "series"))
+    layers = sorted({p["x"] for p in points})
+    at = {(p["series"], p["x"]): p["over"]["value"] if p["over"] else None for p in points}
+    z = [[at.get((s, layer)) for s in series] for layer in layers]
+    names = [s.split("/")[0].removeprefix("layer-head ") for s in series]
+    plot = figures.heat(plot_id, z, names, "KV head", "layer", height=160 + 11 * len(layers))
+    plot["layout"]["xaxis"]["type"] = "category"
+    return page.plot(plot, f"{framing}, each layer x head: tau over another source")
+
+
+def _mode_against_content(page: Page, rows: list[dict], stem: str) -> str:
+    body = "<h3>A single layer's part of mode and of content</h3><div class=pair>"
+    for i, (framing, series) in enumerate(dict.fromkeys((r["framing"], r["series"]) for r in rows)):
+        here = sorted((r for r in rows if (r["framing"], r["series"]) == (framing, series)), key=lambda r: r["layer"])
+        lines = {name: [(r["layer"], r[name]) for r in here if r[name] is not None] for name in ("mode", "content")}
+        lines = {k: v for k, v in lines.items() if v}
+        if lines:
+            plot = figures.curves(f"{stem}-mode-{i}", lines, "layer", "part of the whole splice's effect", levels=(0.0,))
+            body += page.plot(plot, f"{framing}, {series}")
+    return body + "</div>"
+
+
+def _points(sweep: dict) -> str:
+    columns = [("framing", "text"), ("point", "text"), ("rows selected", "text"), ("n", "number"), ("tau", "number"), ("another source", "number"),
+               ("uplift over another source, nats", "number"), ("d (paired)", "number"), ("Holm p", "number")]  # fmt: skip
+    rows = []
+    for p in sweep["points"]:
+        d = p["effect"] and p["effect"]["d"]
+        rows.append(
+            [p["framing"], escape(p["point"]), escape(p["selection"] or ""), p["n"]]
+            + [sortable(estimate(e), e and e["value"]) for e in (p["own"], p["mismatched"], p["uplift_over_mismatched"], d)]
+            + [sortable(p_value(p["p_holm"]), p["p_holm"])]
+        )
+    return table(columns, rows, "every point of the sweep")
+
+
+# ---- norms ----
+
+
+def _matrix_of(value) -> list[list[float]] | None:
+    return [[float(f"{x:.3g}") for x in row] for row in value] if isinstance(value, list) and value and value[0] else None
+
+
+def add_norms(page: Page) -> None:
+    if not len(page.lines):
+        return
+    plan = page.lines[page.lines["set"] == "plan"]
+    options = ""
+    for (model, trial, framing), group in plan.groupby(["model", "trial", "framing"], sort=False):
+        baseline = group[group["condition"] == "baseline"]
+        if not len(baseline):
+            continue
+        natural = [_matrix_of(baseline.iloc[0][f"natural_{part}_norms"]) for part in ("key", "value")]
+        for line in group[group["condition"].isin(HEAT_CONDITIONS)].itertuples():
+            injected = [_matrix_of(getattr(line, f"injected_{part}_norms")) for part in ("key", "value")]
+            if all(natural) and all(injected):
+                chosen = " selected" if (line.condition, framing) == ("transfer", "qa") and "selected" not in options else ""
+                options += f"<option value={len(page.norms)}{chosen}>{escape(f'{model} · {trial} · {framing} · {line.condition}')}</option>"
+                page.norms.append(
+                    {"natural_key": natural[0], "natural_value": natural[1], "injected_key": injected[0], "injected_value": injected[1]}
+                )
+    if not page.norms:
+        return
+    body = (
+        "<p>The norm of each cached row in each layer, mean over heads: the rows put in, and the target's own under baseline. The two maps of K share "
+        "a scale, and so do those of V; it ends at the 98th percentile, beyond which stands the attention sink.</p>"
+        f"<div class=controls><label>case <select id=norms-case>{options}</select></label></div><div class=pair>"
+    )
+    for part, name in (("key", "K"), ("value", "V")):
+        for kind, title in (("natural", "natural (target's own rows)"), ("injected", "injected")):
+            body += f'<div class=figure><h4>{name}, {title}</h4><div class=plot id="norms-{kind}-{part}" style="height:330px"></div></div>'
+    page.add("norms", "Norms of injected and natural cache", body + "</div>")
+
+
+# ---- signatures, what was not significant, limits ----
+
+
+def add_signatures(page: Page) -> None:
+    parts = page.summary["signatures"]
+    if not parts:
+        return
+    body = (
+        "<p>Cohen's d of confabulated against grounded prompts, as it stands, and with the prompt's length and its tokens' frequency held fixed. "
+        "<i>Swapped</i> statements are false and made of the grounded ones' own words.</p>"
+    )
+    for i, part in enumerate(parts):
+        rows = [r for r in part["compared"] if r["kind"] == "confabulated"]
+        swapped = {r["signature"]: r for r in part["compared"] if r["kind"] == "swapped"}
+        d = lambda r, key: r[key]["d"] if r and r[key] else None  # noqa: E731
+        series = {
+            "raw": [d(r, "raw") for r in rows],
+            "length and frequency held fixed": [d(r, "controlled") for r in rows],
+            "swapped, raw": [d(swapped.get(r["signature"]), "raw") for r in rows],
+        }
+        names = [r["signature"].replace("_", " ") for r in rows]
+        body += f"<h3>{escape(part['model'])}</h3>" + page.plot(figures.forest(f"signatures-{i}", names, series, "Cohen's d"))
+        body += "<div class=pair>"
+        for j, name in enumerate(several(part["by_layer"], "signature")):
+            here = [r for r in part["by_layer"] if r["signature"] == name]
+            lines = {"raw": [(r["layer"], r["raw"]["d"]) for r in here if r["raw"]]}
+            lines["held fixed"] = [(r["layer"], r["controlled"]["d"]) for r in here if r["controlled"]]
+            lines = {k: v for k, v in lines.items() if v}
+            if lines:
+                plot = figures.curves(f"signatures-{i}-{j}", lines, "layer", "Cohen's d", levels=(0.0,))
+                body += page.plot(plot, name.replace("_", " ") + " by layer")
+        body += "</div><details><summary>Every signature, and the balance of the controls</summary>" + _signature_tables(part) + "</details>"
+    page.add("signatures", "Signatures of phase 1.5", body)
+
+
+def _signature_tables(part: dict) -> str:
+    columns = [("kind", "text"), ("signature", "text"), ("d", "number"), ("g", "number"), ("Holm p", "number"), ("d, held fixed", "number"), ("Holm p, held fixed", "number")]
+    rows = []
+    for r in part["compared"]:
+        raw, held = r["raw"] or {}, r["controlled"] or {}
+        rows.append(
+            [r["kind"], r["signature"].replace("_", " ")]
+            + [sortable(estimate(e), e and e["value"]) for e in (raw.get("d"), raw.get("g"))]
+            + [sortable(p_value(r["p_holm"]), r["p_holm"])]
+            + [sortable(estimate(held.get("d")), held.get("d") and held["d"]["value"]), sortable(p_value(r["p_controlled_holm"]), r["p_controlled_holm"])]
+        )
+    balance = [[b["control"], b["kind"], number(b["mean"]), number(b["sd"])] for b in part["balance"]]
+    return table(columns, rows, "signatures") + table(
+        [("control", "text"), ("kind", "text"), ("mean", "number"), ("sd", "number")], balance, "balance of the controls"
+    )
+
+
+def add_insignificant(page: Page) -> None:
+    rows = statements.not_significant(page.summary)
+    open_ones = sum("open" in r["says"] for r in rows)
+    none = sum(r["says"].startswith("no effect") for r in rows)
+    if not rows:
+        page.add("insignificant", "What was not significant", "<p>No test: there is no test split, or every test was significant.</p>")
+        return
+    body = (
+        f"<p>{len(rows)} tests have a Holm p of 0.05 or more. In {none} an equivalence test (two one-sided tests) shows that there is no effect worth the "
+        f"name; {open_ones} stay open: the data show neither an effect nor its absence; in the other {len(rows) - none - open_ones} none was asked for.</p>"
+    )
+    columns = [("model", "text"), ("where", "text"), ("what", "text"), ("estimate", "number"), ("Holm p", "number"), ("so", "text")]
+    cells = [
+        [escape(r["model"]), escape(r["where"]), escape(r["what"]), escape(r["estimate"]), sortable(p_value(r["p"]), r["p"]), escape(r["says"])]
+        for r in rows
+    ]
+    page.add("insignificant", "What was not significant", body + table(columns, cells, "what was not significant"))
+
+
+def add_limits(page: Page) -> None:
+    can = "".join(f"<li>{escape(s)}</li>" for s in statements.can_say(page.summary))
+    cannot = "".join(f"<li>{escape(s)}</li>" for s in statements.limits(page.summary))
+    body = (f"<h3>It can say</h3><ul class=plain>{can}</ul>" if can else "") + f"<h3>It cannot say</h3><ul class=plain>{cannot}</ul>"
+    page.add("limits", "What this run can and cannot say", body)
+
+
+# ---- rating and method ----
+
+
+def add_rating(page: Page) -> dict:
+    ratings, items = page.summary["ratings"], rating.items(page.lines)
+    run = "+".join(run["folder"] for run in page.summary["runs"])
+    if not items:
+        return {"run": run, "items": {}}
+    scale = "; ".join(f"<b>{k}</b> {v}" for k, v in rating.SCALE.items())
+    state = f"{ratings['items']} answers, {ratings['unrated']} unrated. "
+    state += "; ".join(f"{escape(r)} rated {n}" for r, n in ratings["raters"].items()) or "Nobody has rated yet"
+    kappa = ratings["kappa"]
+    if kappa:
+        state += f". Weighted kappa of {escape(kappa['raters'][0])} and {escape(kappa['raters'][1])}: {estimate(kappa)}, {kappa['n']} answers"
+    body = (
+        f"<p>{state}. Unrated is unrated, never a pass.</p><p>Rate answers without knowing their condition, in an order shuffled for you; best before "
+        f"reading the rest. {scale}.</p><div class=controls><label>your name <input id=rater size=14 autocomplete=off></label>"
+        "<button type=button id=rate-start>start</button><button type=button id=rate-export>export JSON</button><span class=note id=rate-state></span></div>"
+        '<div id=rate-box hidden><div class=prompt id=rate-prompt></div><div class=said id=rate-said aria-live=polite></div><div class=controls>'
+        + "".join(f"<button type=button value={k}>{k}</button>" for k in rating.SCALE)
+        + "<button type=button value=s>skip</button><button type=button value=b>back</button></div>"
+        "<p class=note>Keys: 1 to 5, s, b. The exported file goes into the run's <code>ratings</code> folder; the next report takes it in.</p></div>"
+    )
+    columns = [("condition", "text"), ("answers", "number"), ("rated", "number"), ("mean", "number")]
+    rows = [
+        [c["condition"], c["items"], c["rated"], sortable(estimate(c["mean"]) or number(c["average"]) or "unrated", c["average"])]
+        for c in ratings["conditions"]
+    ]
+    page.add("rating", "Coherence, rated blind", body + table(columns, rows, "coherence by condition"))
+    return {"run": run, "items": items}
+
+
+def add_method(page: Page) -> None:
+    import verdicts
+
+    runs = [
+        [escape(r["model"]), r["phase"], escape(str(r["precision"])), r["trials"], escape(str(r["started"])), "yes" if r["complete"] else "no",
+         f"<code>{escape(' '.join(r['command'] or []))}</code>"]
+        for r in page.summary["runs"]
+    ]  # fmt: skip
+    columns = [("model", "text"), ("phase", "text"), ("precision", "text"), ("trials", "number"), ("started", "text"), ("complete", "text"), ("command", "wide")]
+    body = table(columns, runs, "runs")
+    if page.summary["thresholds"]:
+        columns = [("model", "text"), ("phase", "text"), ("family", "text"), ("framing", "text"), ("perplexity", "number"), ("KL", "number"), ("copy", "number"), ("items", "number")]
+        rows = [
+            [escape(t["model"]), t["phase"], escape(t["family"]), t["framing"], number(t["perplexity"]), number(t["kl"]), number(t["copy_coverage"]), t["items"]]
+            for t in page.summary["thresholds"]
+        ]
+        body += "<h3>Thresholds, from the calibration split</h3>" + table(columns, rows, "thresholds")
+    rule = "".join(f"<p style='white-space:pre-line'>{escape(part)}</p>" for part in _paragraphs(verdicts.__doc__))
+    body += (
+        "<h3>The rule</h3>" + rule + "<h3>Statistics</h3><p>The unit is the item. Intervals: BCa bootstrap, "
+        f"{page.summary['resamples']} resamples, paired over items; shares: Wilson; Cohen's d and Hedges' g: noncentral t. Tests: permutation. Holm within a "
+        "family. Equivalence: two one-sided t tests. scipy and statsmodels compute them all.</p>"
+    )
+    page.add("method", "Runs, thresholds, and the rule", body)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Running text of a docstring: lines joined, and each verdict of the rule on a line of its own."""
+    out = []
+    for block in text.strip().split("\n\n"):
+        joined = ""
+        for line in block.split("\n"):
+            new = line.split(" ")[0] in VERDICTS
+            joined += ("\n" if new else " ") + " ".join(line.split())
+        out.append(joined.strip())
+    return out
+
+
+def build(summary: dict, lines: pd.DataFrame, plotly_script: str) -> tuple[str, list[str]]:
+    """The page, and the names of its panels."""
+    page = Page(summary, lines)
+    for add in (add_answers, add_cases, add_verdicts, add_forests, add_modes, add_sweeps, add_norms, add_signatures, add_insignificant, add_limits):
+        add(page)
+    rating_data = add_rating(page)
+    add_method(page)
+    phases = several(summary["runs"], "phase")
+    title = f"kvfold report: {', '.join(summary['models'])}"
+    data = json.dumps({"figures": page.figures, "norms": page.norms, "rating": rating_data}, ensure_ascii=False, allow_nan=False)
+    css = (SHARED / "page.css").read_text(encoding="utf-8") + (HERE / "report.css").read_text(encoding="utf-8")
+    html = f"""<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{escape(title)}</title>
+<link rel=icon href="data:,"><style>{css}</style><script>{plotly_script}</script></head><body><main>
+<header class=top><h1>What a transplanted cache carries</h1>
+<p class=note>{escape(', '.join(summary['models']))} · phases and sweeps: {escape(', '.join(phases))}</p>
+<nav>{''.join(f'<a href="#{name}">{escape(text)}</a>' for name, text, _ in page.panels)}</nav></header>
+{''.join(html for _, _, html in page.panels)}
+</main><script type="application/json" id=data>{data.replace('<', chr(92) + 'u003c')}</script>
+<script>{(HERE / 'report.js').read_text(encoding='utf-8')}</script></body></html>
+"""
+    return html, [name for name, _, _ in page.panels]
