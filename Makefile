@@ -4,6 +4,7 @@
 #   MODEL=name   a model of weights/models.json, or an alias
 #   ARGS='...'   passed on to the program that a target runs
 #   JOBS=n       parallel compilations and tests
+#   RUN=folder   of `report` and `rate`: one or more runs, or a folder of runs
 
 MODEL ?= smollm2-135m-instruct
 ARGS ?=
@@ -13,8 +14,8 @@ PYTHON ?= python3
 CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
 RUNS := run-2a run-2b run-2c run-2d
 
-.PHONY: all help install install-tidy install-page page-script weights weights-all release test test-release \
-        test-asan-ubsan test-tsan test-pages $(RUNS) bench format tidy oracle clean
+.PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
+        test-asan-ubsan test-tsan test-report test-pages $(RUNS) bench format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -63,6 +64,18 @@ $(RUNS): build/release/build.ninja install weights
 	@cmake --build build/release -j $(JOBS) --target $(subst -,_,$@) >&2
 	@build/release/experiments/$(subst -,_,$@) --model $(MODEL) $(ARGS)
 
+# The analysis' Python packages, pinned, in an environment of their own.
+.venv-report/ready: experiments/python/requirements.txt | install
+	@$(PYTHON) -m venv .venv-report
+	@.venv-report/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+report: .venv-report/ready page-script ## verdicts, statistics and report.html of RUN=folder
+	@.venv-report/bin/python experiments/python/report.py $(if $(RUN),$(RUN),runs) $(ARGS)
+
+rate: .venv-report/ready ## rate the coherence of the answers of RUN=folder, blinded (ARGS='--rater NAME')
+	@.venv-report/bin/python experiments/python/rate.py $(if $(RUN),$(RUN),runs) $(ARGS)
+
 bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=matmul, go to each)
 	@found=; for program in build/release/bench/*_bench; do \
 	  [ -x "$$program" ] || continue; found=1; "$$program" $(ARGS) || exit 1; done; \
@@ -71,10 +84,11 @@ bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=mat
 # ---- checks ----
 
 # One after the other also under -j: each uses all the cores.
-test: ## all tests in release, then the unit tests under asan-ubsan and tsan
+test: ## all tests in release, then the unit tests under asan-ubsan and tsan, then the analysis
 	@$(MAKE) --no-print-directory test-release
 	@$(MAKE) --no-print-directory test-asan-ubsan
 	@$(MAKE) --no-print-directory test-tsan
+	@$(MAKE) --no-print-directory test-report
 
 test-release: release weights-all ## all tests in release, real models included
 	@ctest --test-dir build/release --output-on-failure --no-tests=error -j $(JOBS)
@@ -87,7 +101,10 @@ test-asan-ubsan test-tsan: test-%: build/%/build.ninja install
 	  UBSAN_OPTIONS=print_stacktrace=1 $$fixed \
 	  ctest --test-dir build/$* -L sanitize --output-on-failure --no-tests=error -j $(JOBS)
 
-test-pages: release weights page-script install-page ## look at the HTML pages in headless Chromium
+test-report: .venv-report/ready ## the analysis: statistics, verdicts, a simulation with known truth
+	@.venv-report/bin/python -m pytest -q -p no:cacheprovider experiments/python/tests
+
+test-pages: release weights page-script install-page .venv-report/ready ## look at the HTML pages in headless Chromium
 	@cd tests/pages && $(PYTHON) -m unittest
 
 format: install-tidy ## rewrite all C++ sources by .clang-format

@@ -51,12 +51,17 @@ def several(items, key) -> list:
 # ---- what came out ----
 
 
+def _said(entry: dict) -> str:
+    text = f"<p>{escape(entry['text'])}</p>" if entry["text"] else ""
+    return text + "".join(f"<p>{escape(part)}</p>" for part in entry["parts"])
+
+
 def add_answers(page: Page) -> None:
     entries = statements.answers(page.summary)
     body = ""
     for model in several(entries, "model"):
         rows = "".join(
-            f"<div><span class=q>{escape(e['title'])} {chip(e['verdict'])}</span><p>{escape(e['text'])}</p></div>"
+            f"<div><span class=q>{escape(e['title'])} {chip(e['verdict'])}</span><div>{_said(e)}</div></div>"
             for e in entries
             if e["model"] == model
         )
@@ -69,11 +74,11 @@ def add_answers(page: Page) -> None:
 
 def _output(case: dict) -> str:
     words = [*case["markers_wanted"], *(case["truth_markers_wanted"] or [])]
-    said = highlighted((case["output"] or "").strip("\n"), words)
+    said = highlighted((case["output"] or "").strip(), words)
     if case["stall"]:
         said = "<span class=stall>ended at once</span>"
         if case["banned_output"]:
-            said += f"<br><span class=note>with end tokens banned at first:</span> {highlighted(case['banned_output'], words)}"
+            said += f"<br><span class=note>with end tokens banned at first:</span> {highlighted(case['banned_output'].strip(), words)}"
     long = " long" if len(case["output"] or "") > 260 else ""
     found = "" if not case["markers_wanted"] else f"{len(case['markers'] or [])} of {len(case['markers_wanted'])} markers"
     numbers = [
@@ -183,7 +188,7 @@ def _matrix(cells: list[dict]) -> str:
             row = [escape(model), phase]
             for condition in conditions:
                 here = [c["verdict"] for c in cells if (c["model"], c["phase"], c["condition"]) == (model, phase, condition)]
-                row.append("<br>".join(f"{chip(v)} <span class=note>{here.count(v)} of {len(here)}</span>" for v in VERDICTS if v in here))
+                row.append("<br>".join(f"<span class=count>{chip(v)} <span class=note>{here.count(v)} of {len(here)}</span></span>" for v in VERDICTS if v in here))
             rows.append(row)
     return "<h3>Cells by verdict</h3>" + table(columns, rows, "cells by verdict") + "<h3>Each cell</h3>"
 

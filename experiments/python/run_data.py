@@ -159,16 +159,19 @@ def read_run(folder: Path, sets: tuple[str, ...] = SETS) -> Run:
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Run folders: those given, or where one is a folder of runs, the runs in it."""
+    """Run folders: those given, or where one is a folder of runs, the latest in it of each model and phase."""
     found = []
     for folder in folders:
         if (folder / "manifest.json").exists():
             found.append(folder)
             continue
-        inside = sorted(p.parent for p in folder.glob("*/manifest.json"))
-        if not inside:
+        latest: dict[tuple, Path] = {}
+        for path in sorted(p.parent for p in folder.glob("*/manifest.json")):  # names end in the time
+            manifest = read_manifest(path)
+            latest[model_of(manifest), manifest["phase"]] = path
+        if not latest:
             raise BadRun(f"{folder}: expected a run (a folder with manifest.json) or a folder of runs, found neither")
-        found += inside
+        found += latest.values()
     return found
 
 

@@ -21,11 +21,12 @@ def share(estimate: dict | None) -> str:
     return "none" if estimate is None else f"{estimate['value']:.0%} [{estimate['low']:.0%}, {estimate['high']:.0%}]"
 
 
-def answer(title: str, sentence: str, verdict: str | None = None) -> dict:
-    return {"title": title, "text": sentence, "verdict": verdict}
+def answer(title: str, sentence: str, verdict: str | None = None, parts: list[str] = ()) -> dict:
+    """A question, what came out in a sentence, and `parts` that each stand on a line of their own."""
+    return {"title": title, "text": sentence, "verdict": verdict, "parts": list(parts)}
 
 
-def _plan_sentence(cases: list[dict]) -> str:
+def _plan_parts(cases: list[dict]) -> list[str]:
     transfer = [c for c in cases if c["condition"] == "transfer"]
     baseline = {(c["trial"], c["framing"]): c for c in cases if c["condition"] == "baseline"}
     won = [c for c in transfer if c["succeeded"] and not baseline[c["trial"], c["framing"]]["succeeded"]]
@@ -34,12 +35,12 @@ def _plan_sentence(cases: list[dict]) -> str:
         framings = [c["framing"] for c in won if c["trial"] == trial]
         of = [c for c in transfer if c["trial"] == trial]
         stalled = [f"{c['framing']} ({c['reference_uplift']:+.1f} nats)" for c in of if c["stall"]]
-        sentence = f"the plan's '{trial}': all markers, and only with the cache, in {len(framings)} of {len(of)} framings"
+        sentence = f"'{trial}': all markers, and only with the cache, in {len(framings)} of {len(of)} framings"
         sentence += f" ({listed(framings)})" if framings else ""
         if stalled:
-            sentence += f"; ends at once in {listed(stalled)}, the reference answer's log-probability less baseline's in brackets"
+            sentence += f"; ends at once in {listed(stalled)}: in brackets the reference answer's log-probability less baseline's"
         parts.append(sentence)
-    return ". ".join(p[0].upper() + p[1:] for p in parts) + "."
+    return parts
 
 
 def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
@@ -47,7 +48,7 @@ def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
     cells = [c for c in summary["cells"] if (c["model"], c["phase"]) == (model, phase) and c["condition"] == "transfer"]
     out = []
     if cases:
-        out.append(answer(f"{phase}, {NAMES[phase]}: the plan's cases", _plan_sentence(cases)))
+        out.append(answer(f"{phase}, {NAMES[phase]}: the plan's cases", "", None, _plan_parts(cases)))
     if cells and phase != "2d":
         for family in dict.fromkeys(c["family"] for c in cells):
             rows = [c for c in cells if c["family"] == family]
@@ -59,7 +60,7 @@ def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
             ]
             n = rows[0]["numbers"]["n"]
             top = found.most_common(1)[0][0] if len(found) == 1 else None
-            out.append(answer(f"{phase}: family '{family}', {n} test items", "; ".join(each) + ".", top))
+            out.append(answer(f"{phase}: family '{family}', {n} test items", "", top, each))
     return out
 
 
@@ -98,7 +99,7 @@ def name_answer(summary: dict, model: str) -> list[dict]:
         f"{a['true']['value']:.0%}, neither {a['neither']['value']:.0%}, ends at once {a['stalled']['value']:.0%}"
         for a in rows
     ]
-    return [answer("2d: content or mode in the words of the answer", "After a confabulated source: " + "; ".join(each) + ".")]
+    return [answer("2d: content or mode in the words of the answer", "After a confabulated source:", parts=each)]
 
 
 def sweep_answer(sweep: dict) -> list[dict]:
@@ -114,11 +115,11 @@ def sweep_answer(sweep: dict) -> list[dict]:
         if name == "position":
             out.append(answer(f"Position ({framing})", _position(sweep, here, framing)))
         elif name == "partial":
-            out.append(answer(f"Partial cache ({framing})", _partial(here)))
+            out.append(answer(f"Partial cache ({framing})", "", None, _partial(here)))
         elif name == "layers":
             out.append(answer(f"Layers of the mode ({framing})", _layers(sweep, framing)))
         else:
-            out.append(answer(f"Components ({framing})", _components(here)))
+            out.append(answer(f"Components ({framing})", "", None, _components(here)))
     return out
 
 
@@ -144,7 +145,7 @@ def _change(row: dict) -> str:
     return f"{interval(row['difference'])} at {row['point']}"
 
 
-def _partial(here: list[dict]) -> str:
+def _partial(here: list[dict]) -> list[str]:
     parts = []
     for sink in ("kept", "free"):
         for which in ("prefix", "suffix"):
@@ -161,7 +162,7 @@ def _partial(here: list[dict]) -> str:
         thirds = sorted((p for p in here if p["series"] == f"third/{sink}"), key=lambda p: p["x"])
         if thirds:
             parts.append(f"thirds, sink {sink}: " + ", ".join(f"tau {interval(p['own'])}" for p in thirds))
-    return "; ".join(parts) + "."
+    return parts
 
 
 def _reach(which: str, point: dict) -> str:
@@ -183,21 +184,19 @@ def _layers(sweep: dict, framing: str) -> str:
     return sentence + f". Single layers that move mode more than content: {name(more)}; content more than mode: {name(less)}."
 
 
-def _components(here: list[dict]) -> str:
-    single = [p for p in here if p["x"] is None]
-    sentence = "; ".join(f"{p['series']}: tau {interval(p['own'])}" for p in single)
+def _components(here: list[dict]) -> list[str]:
+    parts = [f"{p['series']}: tau {interval(p['own'])}" for p in here if p["x"] is None]
     heads = sorted((p for p in here if p["x_label"] == "head"), key=lambda p: -p["own"]["value"])
     if heads:
-        sentence += f"; best single head {heads[0]['x']:.0f} ({heads[0]['series']}): tau {interval(heads[0]['own'])}"
+        parts.append(f"best single head: {heads[0]['x']:.0f} ({heads[0]['series']}), tau {interval(heads[0]['own'])}")
     cells = [p for p in here if p["series"].startswith("layer-head")]
     if cells:
         best = max(cells, key=lambda p: p["own"]["value"])
-        carrying = sum(bool(p["carries"]) for p in cells)
-        sentence += (
-            f"; of {len(cells)} single layer x head cells {carrying} carry something of the source, the best tau "
-            f"{interval(best['own'])} ({best['series']}, layer {best['x']:.0f})"
+        parts.append(
+            f"{sum(bool(p['carries']) for p in cells)} of {len(cells)} single layer x head cells carry something of the source; the "
+            f"best tau {interval(best['own'])} ({best['series']}, layer {best['x']:.0f})"
         )
-    return sentence + "."
+    return parts
 
 
 def signature_answer(part: dict) -> list[dict]:

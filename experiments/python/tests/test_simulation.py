@@ -10,7 +10,7 @@ import verdicts
 
 CONDITIONS = ("baseline", "transfer", "text", "mismatched", "twin", "filler", "shuffled")
 RESAMPLES = 499
-FAMILIES = 120
+FAMILIES = 80
 
 
 def chain(effect: float, each: int, seed: int) -> tuple[dict, str | None]:
