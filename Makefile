@@ -15,7 +15,7 @@ CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name 
 RUNS := run-2a run-2b run-2c run-2d
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
-        test-asan-ubsan test-tsan test-report test-pages $(RUNS) bench format tidy oracle clean
+        test-asan-ubsan test-tsan test-report test-pages $(RUNS) bench bench-peer format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -80,6 +80,11 @@ bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=mat
 	@found=; for program in build/release/bench/*_bench; do \
 	  [ -x "$$program" ] || continue; found=1; "$$program" $(ARGS) || exit 1; done; \
 	  [ -n "$$found" ] || echo 'bench: no benchmarks in bench/'
+
+bench-peer: release weights-all ## kvfold against llama.cpp, in turn, as a table (builds the peer once: minutes)
+	@[ -x .venv-peer/bin/python ] || $(PYTHON) -m venv .venv-peer
+	@CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peer/bin/python -m pip install --quiet --no-binary llama-cpp-python -r bench/requirements-peer.txt
+	@.venv-peer/bin/python bench/compare.py --kvfold build/release/experiments/kvfold --peer-python .venv-peer/bin/python $(ARGS)
 
 # ---- checks ----
 
