@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/backend.h"
+#include "engine/cpu_attention.h"
 #include "engine/thread_pool.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/formats/formats.h"
@@ -39,15 +40,18 @@ std::shared_ptr<std::byte> allocate_bytes(size_t bytes) {
   return {static_cast<std::byte*>(std::aligned_alloc(kAlignment, std::max(rounded, kAlignment))), std::free};
 }
 
-// Activation rows that pass by a strip of weights together and so stay in the nearer caches.
+// Activation rows that pass by a strip of weights together and so stay in the nearer caches: whole panels.
 constexpr int kRowsAtOnce = 64;
-// Tokens whose attention is worked on together: bounds the memory for partial results.
-constexpr int kAttentionTokens = 32;
+static_assert(kRowsAtOnce % kPanelRows == 0);
 
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const CpuKernels* kernels, const CpuOptions& options)
-      : kernels_(kernels), precision_(options.precision), pool_(options.threads), scratch_(pool_.threads()) {}
+      : kernels_(kernels),
+        precision_(options.precision),
+        pool_(options.threads),
+        attention_(kernels, &pool_),
+        scratch_(pool_.threads()) {}
 
   std::string name() const override {
     return fmt::format("cpu ({}, {} threads)", kernels_->name, pool_.threads());
@@ -87,14 +91,11 @@ class CpuBackend final : public Backend {
 
   void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) override;
   void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
-                 const RopeView& rope, const float* q, float* out) override;
+                 const RopeView& rope, const float* q, float* out) override {
+    attention_.run(batch, layer, shape, rope, q, out);
+  }
 
  private:
-  struct Token {
-    const BatchSequence* sequence;
-    int index;  // in the sequence
-  };
-
   bool in_integers(const MatrixView& view) const {
     return precision_ == Precision::kInt8 && format_info(view.type).group != nullptr;
   }
@@ -113,23 +114,19 @@ class CpuBackend final : public Backend {
   struct Strip;
   Strip multiply(const Weight& weight, int64_t begin, int64_t end, const Input& x, int row, int rows,
                  int thread, int buffer);
-  void attend(std::span<const Token> tokens, int layer, const AttentionShape& shape, const RopeView& rope,
-              const float* q, float* out);
 
   const CpuKernels* kernels_;
   Precision precision_;
   ThreadPool pool_;
+  CpuAttention attention_;
   // Scratch, kept between calls.
-  std::vector<int8_t> q_;
-  std::vector<float> scales_;
-  std::vector<int32_t> half_sums_;
+  std::vector<ActivationGroup> panels_;
   std::vector<float> normed_;
   struct ThreadScratch {
     std::vector<float> decoded;      // a row of a weight
     std::vector<float> products[2];  // [rows][outputs of a strip]
   };
   std::vector<ThreadScratch> scratch_;
-  std::vector<float> partials_;
 };
 
 Result<std::unique_ptr<Weight>> CpuBackend::prepare(const MatrixView& view) {
@@ -144,28 +141,23 @@ Result<std::unique_ptr<Weight>> CpuBackend::prepare(const MatrixView& view) {
 
 CpuBackend::Input CpuBackend::take_input(const LinearInput& x, int columns, bool quantize) {
   const int groups = (columns + kGroup - 1) / kGroup;
-  const size_t all = static_cast<size_t>(x.rows) * groups;
-  if (quantize && q_.size() < all * kGroup) {
-    q_.resize(all * kGroup);
-    scales_.resize(all);
-    half_sums_.resize(2 * all);
-  }
+  const int panels = (x.rows + kPanelRows - 1) / kPanelRows;
+  const size_t all = static_cast<size_t>(panels) * groups;
+  if (quantize && panels_.size() < all) panels_.resize(all);
   if (x.norm != nullptr) normed_.resize(std::max(normed_.size(), static_cast<size_t>(x.rows) * columns));
-  pool_.run(x.rows, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
+  pool_.run(panels, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin * kPanelRows; r < std::min<int64_t>(end * kPanelRows, x.rows); ++r) {
       const float* row = x.x + r * columns;
       if (x.norm != nullptr) {
         kernels_->rms_norm(row, x.norm, columns, x.epsilon, &normed_[r * columns]);
         row = &normed_[r * columns];
       }
       if (quantize)
-        kernels_->quantize_row(row, columns, &q_[r * groups * kGroup], &scales_[r * groups],
-                               &half_sums_[2 * r * groups]);
+        kernels_->quantize_row(row, columns, &panels_[r / kPanelRows * groups],
+                               static_cast<int>(r % kPanelRows));
     }
   });
-  return {{q_.data(), scales_.data(), half_sums_.data(), groups},
-          x.norm != nullptr ? normed_.data() : x.x,
-          columns};
+  return {{panels_.data(), groups}, x.norm != nullptr ? normed_.data() : x.x, columns};
 }
 
 // Outputs [first, first + count) of some rows: values[t * count + i].
@@ -187,10 +179,8 @@ CpuBackend::Strip CpuBackend::multiply(const Weight& weight, int64_t begin, int6
   // The kernels count outputs from the matrix's first.
   float* y = products.data() - first;
   if (integers) {
-    QuantizedView part = x.quantized;
-    part.q += static_cast<int64_t>(row) * part.groups * kGroup;
-    part.scales += static_cast<int64_t>(row) * part.groups;
-    part.half_sums += static_cast<int64_t>(row) * part.groups * 2;
+    const int groups = x.quantized.groups;
+    const QuantizedView part{x.quantized.data + static_cast<int64_t>(row / kPanelRows) * groups, groups};
     kernels_->matmul_q8(w.packed(), begin, end, part, rows, y, count);
   } else {
     std::vector<float>& decoded = scratch_[thread].decoded;
@@ -267,92 +257,30 @@ void CpuBackend::gated_linear(const Weight& gate, const Weight& up, const Linear
 }
 
 void CpuBackend::store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) {
-  for (const BatchSequence& sequence : batch) {
+  const CacheShape shape = batch[0].cache->shape();
+  const auto store = [&](const BatchSequence& sequence, Part part, int head) {
     const KvCache& cache = *sequence.cache;
-    const CacheShape& shape = cache.shape();
-    for (int i = 0; i < sequence.count; ++i)
-      for (int head = 0; head < shape.kv_heads; ++head) {
-        const int64_t at = (static_cast<int64_t>(sequence.row + i) * shape.kv_heads + head) * shape.head_dim;
-        const int lane = shape.lane(layer, head);
-        const auto key = cache.row_place(Part::kKey, lane, sequence.slot + i);
-        kv_store_row(cache.type(), Part::kKey, shape.head_dim, cache.pool()->write(key.page), key.row,
-                     k + at);
-        const auto value = cache.row_place(Part::kValue, lane, sequence.slot + i);
-        kv_store_row(cache.type(), Part::kValue, shape.head_dim, cache.pool()->write(value.page), value.row,
-                     v + at);
-      }
-  }
-}
-
-void CpuBackend::attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
-                           const RopeView& rope, const float* q, float* out) {
-  std::vector<Token> tokens;
-  for (const BatchSequence& sequence : batch)
-    for (int i = 0; i < sequence.count; ++i) tokens.push_back({&sequence, i});
-  for (size_t first = 0; first < tokens.size(); first += kAttentionTokens) {
-    const size_t n = std::min<size_t>(kAttentionTokens, tokens.size() - first);
-    attend(std::span(tokens).subspan(first, n), layer, shape, rope, q, out);
-  }
-}
-
-void CpuBackend::attend(std::span<const Token> tokens, int layer, const AttentionShape& shape,
-                        const RopeView& rope, const float* q, float* out) {
-  struct Item {
-    AttentionBlock block;
-    AttentionPartial partial;
-  };
-  struct Join {
-    AttentionPartial first;
-    int blocks;
-    float* out;
-  };
-  const int group = shape.heads / shape.kv_heads;
-  // Rows of its lane that a token sees: all but those behind its own.
-  const auto visible = [&](const Token& token, int lane) {
-    const KvCache& cache = *token.sequence->cache;
-    return cache.lanes().table(Part::kKey, lane).rows_before(token.sequence->slot + token.index + 1);
-  };
-  const auto for_each = [&](auto visit) {
-    for (const Token& token : tokens)
-      for (int head = 0; head < shape.kv_heads; ++head) {
-        const int lane = layer * shape.kv_heads + head;
-        const int rows = visible(token, lane);
-        visit(token, head, lane, rows, (rows + kAttentionBlock - 1) / kAttentionBlock);
-      }
-  };
-  int64_t blocks = 0;
-  for_each([&](const Token&, int, int, int, int n) { blocks += n; });
-  partials_.resize(static_cast<size_t>(blocks) * group * (shape.head_dim + 2));
-  float* largest = partials_.data();
-  float* sums = largest + blocks * group;
-  float* values = sums + blocks * group;
-
-  std::vector<Item> items;
-  std::vector<Join> joins;
-  for_each([&](const Token& token, int head, int lane, int rows, int n) {
-    const KvCache& cache = *token.sequence->cache;
-    const int64_t at =
-        (static_cast<int64_t>(token.sequence->row + token.index) * shape.heads + head * group) *
-        shape.head_dim;
-    const int32_t* positions = cache.rows().positions.data();
-    const auto index = static_cast<int64_t>(items.size()) * group;
-    joins.push_back({{largest + index, sums + index, values + index * shape.head_dim}, n, out + at});
-    for (int b = 0; b < n; ++b) {
-      const int64_t i = index + static_cast<int64_t>(b) * group;
-      items.push_back({{cache.pool()->view(), cache.lanes().lane_view(lane), positions, rope, q + at, group,
-                        positions[token.sequence->slot + token.index],
-                        1.0F / std::sqrt(static_cast<float>(shape.head_dim)), b * kAttentionBlock,
-                        std::min((b + 1) * kAttentionBlock, rows)},
-                       {largest + i, sums + i, values + i * shape.head_dim}});
+    for (int i = 0; i < sequence.count; ++i) {
+      const int64_t at = (static_cast<int64_t>(sequence.row + i) * shape.kv_heads + head) * shape.head_dim;
+      const auto place = cache.row_place(part, shape.lane(layer, head), sequence.slot + i);
+      kernels_->store_row(cache.type(), part, shape.head_dim, cache.pool()->write(place.page), place.row,
+                          (part == Part::kKey ? k : v) + at);
     }
-  });
-  pool_.run(static_cast<int64_t>(items.size()), [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) kernels_->attention_block(items[i].block, items[i].partial);
-  });
-  pool_.run(static_cast<int64_t>(joins.size()), [&](int64_t begin, int64_t end, int) {
+  };
+  // Cut by lanes, so that no two threads write to one page.
+  const int64_t parts = static_cast<int64_t>(2) * shape.kv_heads;
+  const auto all = [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
-      kernels_->attention_combine(joins[i].first, joins[i].blocks, group, shape.head_dim, joins[i].out);
-  });
+      for (const BatchSequence& sequence : batch)
+        store(sequence, i % 2 == 0 ? Part::kKey : Part::kValue, static_cast<int>(i / 2));
+  };
+  // A few rows are written sooner than threads meet.
+  constexpr int kFewRows = 4;
+  if (batch.back().row + batch.back().count - batch[0].row <= kFewRows) {
+    all(0, parts, 0);
+  } else {
+    pool_.run(parts, all);
+  }
 }
 
 }  // namespace

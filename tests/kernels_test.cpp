@@ -50,23 +50,19 @@ AlignedBytes aligned(size_t bytes) {
 }
 
 struct Quantized {
-  std::vector<int8_t> q;
-  std::vector<float> scales;
-  std::vector<int32_t> half_sums;
+  std::vector<ActivationGroup> panels;
   QuantizedView view;
 };
 
 Quantized quantize(const CpuKernels& kernels, const std::vector<float>& x, int rows, int columns) {
   Quantized out;
   const int groups = (columns + 31) / 32;
-  out.q.resize(static_cast<size_t>(rows) * groups * 32);
-  out.scales.resize(static_cast<size_t>(rows) * groups);
-  out.half_sums.resize(2 * out.scales.size());
+  out.panels.resize(static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows) * groups);
+  std::memset(static_cast<void*>(out.panels.data()), 0, out.panels.size() * sizeof(ActivationGroup));
   for (int r = 0; r < rows; ++r)
-    kernels.quantize_row(
-        &x[static_cast<size_t>(r) * columns], columns, &out.q[static_cast<size_t>(r) * groups * 32],
-        &out.scales[static_cast<size_t>(r) * groups], &out.half_sums[static_cast<size_t>(r) * groups * 2]);
-  out.view = {out.q.data(), out.scales.data(), out.half_sums.data(), groups};
+    kernels.quantize_row(&x[static_cast<size_t>(r) * columns], columns,
+                         &out.panels[static_cast<size_t>(r / kPanelRows) * groups], r % kPanelRows);
+  out.view = {out.panels.data(), groups};
   return out;
 }
 
@@ -108,9 +104,9 @@ TEST_P(Table, QuantizesAsPlain) {
     std::fill_n(x.begin() + columns, std::min(columns, 32), 0.0F);  // a group of zeros
     const Quantized a = quantize(plain(), x, 3, columns);
     const Quantized b = quantize(kernels(), x, 3, columns);
-    EXPECT_EQ(a.q, b.q) << columns;
-    EXPECT_EQ(a.scales, b.scales) << columns;
-    EXPECT_EQ(a.half_sums, b.half_sums) << columns;
+    for (size_t g = 0; g < a.panels.size(); ++g)
+      ASSERT_EQ(std::memcmp(&a.panels[g], &b.panels[g], sizeof(ActivationGroup)), 0)
+          << columns << ", group " << g;
   }
 }
 
@@ -157,6 +153,145 @@ TEST_P(Table, NormsAndActivatesAsPlain) {
     kernels().swiglu(x.data(), w.data(), n, b.data());
     EXPECT_EQ(a, b) << n;
   }
+}
+
+TEST_P(Table, StoresRowsAsPlain) {
+  for (const CacheType type : {CacheType::kF16, CacheType::kF32, CacheType::kQ8})
+    for (const Part part : {Part::kKey, Part::kValue})
+      for (const int head_dim : {16, 20, 64, 80}) {
+        const size_t bytes = kv_page_bytes(type, head_dim);
+        std::vector<std::byte> a(bytes), b(bytes);
+        for (int row = 0; row < kPageRows; row += 5) {
+          const std::vector<float> x = gaussians(static_cast<size_t>(head_dim), static_cast<uint64_t>(row));
+          kv_store_row(type, part, head_dim, a.data(), row, x.data());
+          kernels().store_row(type, part, head_dim, b.data(), row, x.data());
+        }
+        ASSERT_EQ(a, b) << static_cast<int>(type) << ", head_dim " << head_dim;
+      }
+}
+
+// A lane of gaussian rows in pages, cut into spans of all lengths, at positions that run on, jump and repeat.
+struct TestLane {
+  static constexpr int kPages = 12;
+  std::vector<std::byte> arena;
+  KvPagesView pages;
+  std::vector<KvSpan> keys, values;
+  std::vector<int32_t> positions;
+  std::vector<float> tables[4];
+  std::vector<double> frequencies;
+  RopeView rope;
+
+  TestLane(CacheType type, int head_dim, int rotary_dim, bool interleaved) {
+    const size_t page_bytes = kv_page_bytes(type, head_dim);
+    arena.resize(2 * kPages * page_bytes);
+    pages = {arena.data(), page_bytes, type, head_dim};
+    Random random(7);
+    for (int page = 0; page < 2 * kPages; ++page)
+      for (int row = 0; row < kPageRows; ++row)
+        kv_store_row(type, page < kPages ? Part::kKey : Part::kValue, head_dim,
+                     pages.page(static_cast<uint32_t>(page)), row,
+                     gaussians(static_cast<size_t>(head_dim), random.next()).data());
+    int slot = 0;
+    for (uint32_t page = 0; page < kPages; ++page) {
+      // A third of the pages whole, a third from the middle on, a third split in two.
+      const auto first = static_cast<uint16_t>(page % 3 == 1 ? 3 + page : 0);
+      const auto count = static_cast<uint16_t>(kPageRows - first);
+      keys.push_back({page, first, count, slot});
+      if (page % 3 == 2) {
+        values.push_back({kPages + page, first, 9, slot});
+        values.push_back({kPages + page, 9, static_cast<uint16_t>(count - 9), slot + 9});
+      } else {
+        values.push_back({kPages + page, first, count, slot});
+      }
+      slot += count;
+    }
+    for (int i = 0; i < slot; ++i)
+      positions.push_back(i < 90 ? i + 5 : i < 130 ? 3 * i : i < 150 ? 40 : i - 200);
+    const int pairs = rotary_dim / 2;
+    constexpr int kDistances = 100;  // fewer than there are: the rest is computed
+    for (int i = 0; i < pairs; ++i) frequencies.push_back(std::pow(10000.0, -2.0 * i / rotary_dim));
+    for (const double f : frequencies)
+      for (int j = 0; j < kPageRows; ++j) {
+        tables[0].push_back(static_cast<float>(std::cos(j * f)));
+        tables[1].push_back(static_cast<float>(std::sin(j * f)));
+      }
+    for (int d = 0; d < kDistances; ++d)
+      for (const double f : frequencies) {
+        tables[2].push_back(static_cast<float>(std::cos(d * f)));
+        tables[3].push_back(static_cast<float>(std::sin(d * f)));
+      }
+    rope = {tables[0].data(),
+            tables[1].data(),
+            tables[2].data(),
+            tables[3].data(),
+            frequencies.data(),
+            kDistances,
+            pairs,
+            interleaved};
+  }
+};
+
+// Largest scores, sums and values of `tokens` queries, each of which sees a few rows fewer than the block
+// has.
+std::vector<float> attend(const CpuKernels& kernels, const TestLane& lane, int skip, int rows, int tokens,
+                          int heads) {
+  const auto head_dim = static_cast<size_t>(lane.pages.head_dim);
+  const size_t vectors = static_cast<size_t>(tokens) * heads;
+  const std::vector<float> q = gaussians(vectors * head_dim, 3);
+  std::vector<float> out(vectors * (head_dim + 2), NAN);
+  std::vector<AttentionQuery> queries;
+  for (int i = 0; i < tokens; ++i) {
+    const size_t at = static_cast<size_t>(i) * heads;
+    queries.push_back({&q[at * head_dim],
+                       190 + 7 * (i / 2),
+                       std::max(1, rows - (i * 5) % 21),
+                       {&out[at], &out[vectors + at], &out[2 * vectors + at * head_dim]}});
+  }
+  const AlignedBytes scratch = aligned(attention_scratch(lane.pages.head_dim) * sizeof(float));
+  kernels.attention_block({lane.pages,
+                           {lane.keys.data(), skip},
+                           {lane.values.data(), skip},
+                           lane.positions.data(),
+                           lane.rope,
+                           heads,
+                           0.125F,
+                           rows,
+                           queries,
+                           reinterpret_cast<float*>(scratch.get())});
+  return out;
+}
+
+TEST_P(Table, AttendsAsPlain) {
+  struct Shape {
+    int head_dim, rotary_dim, heads;
+    bool interleaved;
+  };
+  for (const CacheType type : {CacheType::kF16, CacheType::kF32, CacheType::kQ8})
+    for (const Shape& s : {Shape{64, 64, 3, true}, Shape{64, 64, 7, false}, Shape{20, 12, 1, false},
+                           Shape{48, 48, 2, true}, Shape{288, 64, 2, false}}) {
+      const TestLane lane(type, s.head_dim, s.rotary_dim, s.interleaved);
+      for (const int tokens : {1, 2, 9})
+        for (const int rows : {1, 17, 40, kAttentionBlock}) {
+          const std::vector<float> expected = attend(plain(), lane, 3, rows, tokens, s.heads);
+          ASSERT_EQ(attend(kernels(), lane, 3, rows, tokens, s.heads), expected)
+              << "type " << static_cast<int>(type) << ", head_dim " << s.head_dim << ", " << tokens
+              << " tokens, " << rows << " rows";
+          for (const float x : expected) ASSERT_TRUE(std::isfinite(x));
+        }
+    }
+}
+
+TEST_P(Table, CombinesAsPlain) {
+  constexpr int kHeads = 3, kBlocks = 4, kHeadDim = 20;
+  std::vector<float> largest = gaussians(size_t{kHeads} * kBlocks, 1, 4);
+  std::vector<float> sums = gaussians(largest.size(), 2);
+  for (float& sum : sums) sum = 1 + std::abs(sum);
+  std::vector<float> values = gaussians(largest.size() * kHeadDim, 3);
+  const AttentionPartial parts{largest.data(), sums.data(), values.data()};
+  std::vector<float> a(size_t{kHeads} * kHeadDim), b(a.size());
+  plain().attention_combine(parts, kBlocks, kHeads, kHeadDim, a.data());
+  kernels().attention_combine(parts, kBlocks, kHeads, kHeadDim, b.data());
+  EXPECT_EQ(a, b);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cpu, Table,

@@ -23,12 +23,22 @@
 
 namespace kvfold {
 
-// Activations quantised in groups of 32 columns: x = scale * q. Rows follow each other; columns are padded
-// with zeros to whole groups.
+// Activation rows that lie side by side.
+inline constexpr int kPanelRows = 8;
+
+// Activations quantised in groups of 32 columns, x = scale * q: one group of the 8 rows of a panel. All that
+// a product needs of a group lies together, row by row at fixed distances.
+struct alignas(64) ActivationGroup {
+  int8_t q[kPanelRows][kGroup];
+  float scale[kPanelRows];
+  float sum[kPanelRows];             // scale * float(sum of q)
+  int32_t half_sums[kPanelRows][2];  // sum of q over the first and the second 16
+};
+
+// Rows in panels of 8, [panels][groups]; columns are padded with zeros to whole groups. Rows of the last
+// panel that nobody wrote may hold anything.
 struct QuantizedView {
-  const int8_t* q;           // [rows][groups * 32]
-  const float* scales;       // [rows][groups]
-  const int32_t* half_sums;  // [rows][groups][2]: sum of q over the first and the second 16 of a group
+  const ActivationGroup* data;
   int groups;
 };
 
@@ -49,20 +59,6 @@ struct RopeView {
 // over threads does not depend on their count.
 inline constexpr int kAttentionBlock = 256;
 
-// One token's queries of one KV head, over rows [begin, end) of that head's lane (counted in the lane, slot
-// order).
-struct AttentionBlock {
-  KvPagesView pages;
-  KvLaneView lane;
-  const int32_t* positions;  // by slot
-  RopeView rope;
-  const float* queries;  // [heads][head_dim], before RoPE
-  int heads;             // query heads that share this KV head
-  int32_t position;      // of the token
-  float scale;           // 1 / sqrt(head_dim)
-  int begin, end;
-};
-
 // Softmax over one block, not yet divided: for each head, the largest score, the sum of weights, the weighted
 // values.
 struct AttentionPartial {
@@ -70,6 +66,42 @@ struct AttentionPartial {
   float* sums;     // [heads]
   float* values;   // [heads][head_dim]
 };
+
+// One token's queries of one KV head.
+struct AttentionQuery {
+  const float* q;    // [heads][head_dim], before RoPE
+  int32_t position;  // of the token
+  int rows;          // how many of the block's rows it sees, the first ones; at least 1
+  AttentionPartial out;
+};
+
+// Consecutive spans of a lane, of which the first `skip` rows are passed over.
+struct SpanRange {
+  const KvSpan* spans;
+  int skip;
+};
+
+// Rows of one lane, in slot order, and the tokens that look at them.
+struct AttentionBlock {
+  KvPagesView pages;
+  SpanRange keys, values;
+  const int32_t* positions;  // by slot
+  RopeView rope;
+  int heads;    // query heads that share this KV head
+  float scale;  // 1 / sqrt(head_dim)
+  int rows;     // 1 to kAttentionBlock
+  std::span<const AttentionQuery> queries;
+  float* scratch;  // attention_scratch(head_dim) floats, 64-byte aligned
+};
+
+// Query heads, over all tokens, that kernels work on at once, where a head has up to kQueryStride dimensions.
+inline constexpr int kAttentionTile = 12;
+inline constexpr int kQueryStride = 272;
+inline size_t attention_scratch(int head_dim) {
+  const size_t dimensions = static_cast<size_t>(head_dim);
+  const size_t queries = head_dim <= kQueryStride ? kAttentionTile * kQueryStride : dimensions;
+  return dimensions + 2 * queries + kAttentionTile * (kAttentionBlock + kPageRows);
+}
 
 struct CpuKernels {
   const char* name;
@@ -83,9 +115,9 @@ struct CpuKernels {
   size_t (*packed_bytes)(const MatrixView& weight);
   void (*pack)(const MatrixView& weight, int64_t begin, int64_t end, std::byte* out);
 
-  // One row of `columns` values to ceil(columns / 32) groups: round to nearest even of x * (127 / largest
-  // magnitude).
-  void (*quantize_row)(const float* x, int columns, int8_t* q, float* scales, int32_t* half_sums);
+  // One row of `columns` values to row `row` of the ceil(columns / 32) groups of a panel: round to nearest
+  // even of x * (127 / largest magnitude).
+  void (*quantize_row)(const float* x, int columns, ActivationGroup* panel, int row);
 
   // y[t * y_stride + r] = dot(weight row r, x row t) for the rows r of units [begin, end), t in [0, rows).
   // The weight's data is packed where the table packs.
@@ -100,10 +132,12 @@ struct CpuKernels {
   // out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]  (SwiGLU, Shazeer 2020). out may be gate.
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
 
-  // Scores are q . k with q scaled and turned, k turned, summed pair by pair in order, then the dimensions
-  // past the rotary ones. Weights exp(score - largest) are summed in 16 lanes by row; values add up in row
-  // order.
-  void (*attention_block)(const AttentionBlock& block, const AttentionPartial& out);
+  // Writes a row to a page, as kv_store_row does.
+  void (*store_row)(CacheType type, Part part, int head_dim, std::byte* page, int row, const float* in);
+  // Each query by itself, over the rows that it sees. Scores are q . k with q scaled and turned, k turned,
+  // summed pair by pair in order, then the dimensions past the rotary ones. Weights exp(score - largest) are
+  // summed in 16 lanes by row; values add up in row order.
+  void (*attention_block)(const AttentionBlock& block);
   // Joins `blocks` partials, laid out one after another, in order: out[heads][head_dim].
   void (*attention_combine)(const AttentionPartial& parts, int blocks, int heads, int head_dim, float* out);
 };

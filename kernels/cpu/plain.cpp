@@ -25,22 +25,25 @@ extern const CpuKernels KVFOLD_PLAIN_TABLE;
 
 namespace {
 
-void quantize_row(const float* x, int columns, int8_t* q, float* scales, int32_t* half_sums) {
-  for (int g = 0; g * kGroup < columns; ++g) {
+void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) {
+  for (int g = 0; g * kGroup < columns; ++g, ++panel) {
     const int n = std::min(kGroup, columns - g * kGroup);
     float largest = 0;
     for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[g * kGroup + i]));
     const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
-    half_sums[2 * g] = half_sums[2 * g + 1] = 0;
+    int32_t sums[2] = {0, 0};
     for (int i = 0; i < kGroup; ++i) {
       float v = i < n ? x[g * kGroup + i] * inverse : 0.0F;
       v = v > -127.0F ? v : -127.0F;
       v = v < 127.0F ? v : 127.0F;
       const auto rounded = static_cast<int32_t>(std::nearbyintf(v));
-      q[g * kGroup + i] = static_cast<int8_t>(rounded);
-      half_sums[2 * g + i / 16] += rounded;
+      panel->q[row][i] = static_cast<int8_t>(rounded);
+      sums[i / 16] += rounded;
     }
-    scales[g] = largest / 127.0F;
+    panel->scale[row] = largest / 127.0F;
+    panel->half_sums[row][0] = sums[0];
+    panel->half_sums[row][1] = sums[1];
+    panel->sum[row] = panel->scale[row] * static_cast<float>(sums[0] + sums[1]);
   }
 }
 
@@ -63,9 +66,6 @@ int32_t group_dot(const QuantGroup& w, const int8_t* x) {
   return dot<kGroup>(w.q, x);
 }
 
-// Activation rows that share one decoding of a weight group.
-constexpr int kRowTile = 16;
-
 template <class Format>
 void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows,
                       float* y, int64_t y_stride) {
@@ -73,22 +73,18 @@ void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, cons
   const int64_t blocks = weight.columns / Format::kBlockElements;
   const auto* matrix = reinterpret_cast<const typename Format::Block*>(weight.data);
   for (int64_t r = begin; r < end; ++r) {
-    for (int first = 0; first < rows; first += kRowTile) {
-      const int n = std::min(kRowTile, rows - first);
-      float acc[kRowTile] = {};
+    for (int first = 0; first < rows; first += kPanelRows) {
+      const int n = std::min(kPanelRows, rows - first);
+      const ActivationGroup* panel = x.data + static_cast<int64_t>(first / kPanelRows) * x.groups;
+      float acc[kPanelRows] = {};
       for (int64_t b = 0; b < blocks; ++b) {
-        for (int g = 0; g < kGroups; ++g) {
+        for (int g = 0; g < kGroups; ++g, ++panel) {
           QuantGroup w;
           Format::group(matrix[r * blocks + b], g, w);
-          const int64_t at = b * kGroups + g;
           for (int t = 0; t < n; ++t) {
-            const int64_t group = (first + t) * static_cast<int64_t>(x.groups) + at;
-            const auto isum = static_cast<float>(group_dot<Format>(w, x.q + group * kGroup));
-            acc[t] = std::fma(isum * x.scales[group], w.scale, acc[t]);
-            if constexpr (Format::kHasMin) {
-              const auto sum = static_cast<float>(x.half_sums[2 * group] + x.half_sums[2 * group + 1]);
-              acc[t] = std::fma(x.scales[group] * sum, w.min, acc[t]);
-            }
+            const auto isum = static_cast<float>(group_dot<Format>(w, panel->q[t]));
+            acc[t] = std::fma(isum * panel->scale[t], w.scale, acc[t]);
+            if constexpr (Format::kHasMin) acc[t] = std::fma(panel->sum[t], w.min, acc[t]);
           }
         }
       }
@@ -140,70 +136,78 @@ float load_element(const KvPagesView& pages, Part part, const std::byte* page, i
          scales[kv_scale_index(part, pages.head_dim, row, dimension / 32)];
 }
 
-// Adds q[dimension] * k[row][dimension] of one run to the scores, dimension pairs first, turned, in order.
-void score_run(const AttentionBlock& block, const Run& run, const float* turned, float* scores) {
-  const int head_dim = block.pages.head_dim;
-  const RopeView& rope = block.rope;
-  float keys[2][kPageRows];
-  const auto accumulate = [&](const float* k, int dimension) {
-    for (int h = 0; h < block.heads; ++h)
-      for (int r = 0; r < run.count; ++r) {
-        float& score = scores[h * kAttentionBlock + r];
-        score = std::fma(turned[h * head_dim + dimension], k[r], score);
-      }
-  };
+// A query [head_dim] scaled and turned by `distance` positions.
+void turn_query(const RopeView& rope, int64_t distance, int head_dim, float scale, const float* q,
+                float* out) {
+  std::vector<float> memory(static_cast<size_t>(2) * rope.pairs);
+  const Angles angles = angles_of(rope, distance, memory.data());
+  for (int d = 0; d < head_dim; ++d) out[d] = q[d] * scale;
   for (int i = 0; i < rope.pairs; ++i) {
+    const float c = angles.cos[i];
+    const float s = angles.sin[i] * angles.sign;
     const int a = rope.interleaved ? 2 * i : i;
     const int b = rope.interleaved ? 2 * i + 1 : i + rope.pairs;
-    const float* c = rope.key_cos + i * kPageRows + run.offset;
-    const float* s = rope.key_sin + i * kPageRows + run.offset;
-    for (int r = 0; r < run.count; ++r) {
-      const float ka = load_element(block.pages, Part::kKey, run.page, run.row + r, a);
-      const float kb = load_element(block.pages, Part::kKey, run.page, run.row + r, b);
-      keys[0][r] = std::fma(ka, c[r], -(kb * s[r]));
-      keys[1][r] = std::fma(ka, s[r], kb * c[r]);
-    }
-    accumulate(keys[0], a);
-    accumulate(keys[1], b);
-  }
-  for (int d = 2 * rope.pairs; d < head_dim; ++d) {
-    for (int r = 0; r < run.count; ++r)
-      keys[0][r] = load_element(block.pages, Part::kKey, run.page, run.row + r, d);
-    accumulate(keys[0], d);
+    const float qa = out[a];
+    const float qb = out[b];
+    out[a] = std::fma(qa, c, -(qb * s));
+    out[b] = std::fma(qa, s, qb * c);
   }
 }
 
-void attention_block(const AttentionBlock& block, const AttentionPartial& out) {
-  const int head_dim = block.pages.head_dim;
-  const int rows = block.end - block.begin;
-  std::vector<float> scores(static_cast<size_t>(block.heads) * kAttentionBlock, 0.0F);
-  for_each_turned_run(block, block.queries, block.heads, [&](const Run& run, int index, const float* turned) {
-    score_run(block, run, turned, &scores[index]);
-  });
-  for (int h = 0; h < block.heads; ++h) {
-    float* s = &scores[static_cast<size_t>(h) * kAttentionBlock];
-    float largest = s[0];
-    for (int r = 1; r < rows; ++r) largest = std::max(largest, s[r]);
-    float lanes[16] = {};
-    for (int r = 0; r < rows; ++r) {
-      s[r] = exp_f32(s[r] - largest);
-      lanes[r % 16] += s[r];
+// Adds q[dimension] * k[row][dimension] of one run to the scores of one head, dimension pairs first, turned,
+// in order.
+void score_run(const AttentionBlock& block, const Run& run, const float* turned, float* scores) {
+  const RopeView& rope = block.rope;
+  for (int r = 0; r < run.count; ++r) {
+    const auto key = [&](int dimension) {
+      return load_element(block.pages, Part::kKey, run.page, run.row + r, dimension);
+    };
+    float score = 0;
+    for (int i = 0; i < rope.pairs; ++i) {
+      const int a = rope.interleaved ? 2 * i : i;
+      const int b = rope.interleaved ? 2 * i + 1 : i + rope.pairs;
+      const float c = rope.key_cos[i * kPageRows + run.offset + r];
+      const float s = rope.key_sin[i * kPageRows + run.offset + r];
+      score = std::fma(turned[a], std::fma(key(a), c, -(key(b) * s)), score);
+      score = std::fma(turned[b], std::fma(key(a), s, key(b) * c), score);
     }
-    out.largest[h] = largest;
-    out.sums[h] = fold16(lanes);
+    for (int d = 2 * rope.pairs; d < block.pages.head_dim; ++d) score = std::fma(turned[d], key(d), score);
+    scores[r] = score;
   }
-  std::fill_n(out.values, static_cast<size_t>(block.heads) * head_dim, 0.0F);
+}
+
+void attend_head(const AttentionBlock& block, const AttentionQuery& query, int head) {
+  const int head_dim = block.pages.head_dim;
+  const float* q = query.q + static_cast<size_t>(head) * head_dim;
+  float scores[kAttentionBlock] = {};
+  std::vector<float> turned(head_dim);
+  for_each_run(block, query.rows, [&](const Run& run, int index) {
+    turn_query(block.rope, static_cast<int64_t>(query.position) - run.base, head_dim, block.scale, q,
+               turned.data());
+    score_run(block, run, turned.data(), scores + index);
+  });
+  const float largest = *std::max_element(scores, scores + query.rows);
+  float lanes[16] = {};
+  for (int r = 0; r < query.rows; ++r) {
+    scores[r] = exp_f32(scores[r] - largest);
+    lanes[r % 16] += scores[r];
+  }
+  query.out.largest[head] = largest;
+  query.out.sums[head] = fold16(lanes);
+  float* values = query.out.values + static_cast<size_t>(head) * head_dim;
+  std::fill_n(values, head_dim, 0.0F);
   std::vector<float> value(head_dim);
-  for_each_span(block, Part::kValue, [&](const std::byte* page, int row, int count, int index) {
+  for_each_span(block, block.values, query.rows, [&](const std::byte* page, int row, int count, int index) {
     for (int r = 0; r < count; ++r) {
       kv_load_row(block.pages.type, Part::kValue, head_dim, page, row + r, value.data());
-      for (int h = 0; h < block.heads; ++h) {
-        const float weight = scores[static_cast<size_t>(h) * kAttentionBlock + index + r];
-        float* sum = out.values + static_cast<size_t>(h) * head_dim;
-        for (int d = 0; d < head_dim; ++d) sum[d] = std::fma(weight, value[d], sum[d]);
-      }
+      for (int d = 0; d < head_dim; ++d) values[d] = std::fma(scores[index + r], value[d], values[d]);
     }
   });
+}
+
+void attention_block(const AttentionBlock& block) {
+  for (const AttentionQuery& query : block.queries)
+    for (int head = 0; head < block.heads; ++head) attend_head(block, query, head);
 }
 
 void attention_combine(const AttentionPartial& parts, int blocks, int heads, int head_dim, float* out) {
@@ -245,6 +249,7 @@ const CpuKernels KVFOLD_PLAIN_TABLE = {
     .matmul_f32 = matmul_f32,
     .rms_norm = rms_norm,
     .swiglu = swiglu,
+    .store_row = kv_store_row,
     .attention_block = attention_block,
     .attention_combine = attention_combine,
 };
