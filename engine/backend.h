@@ -27,6 +27,8 @@ class Weight {
   virtual ~Weight() = default;
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
+  // The backend has a copy of its own, and reads the view seldom or never.
+  virtual bool copied() const { return false; }
 
  protected:
   Weight(int64_t rows, int64_t columns) : rows_(rows), columns_(columns) {}

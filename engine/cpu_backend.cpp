@@ -9,6 +9,7 @@
 #include "engine/backend.h"
 #include "engine/cpu_attention.h"
 #include "engine/thread_pool.h"
+#include "engine/weight_memory.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/formats/formats.h"
 
@@ -25,6 +26,7 @@ class CpuWeight : public Weight {
   // As in the file, and as the kernels' integer products take it.
   const MatrixView& view() const { return view_; }
   const MatrixView& packed() const { return packed_; }
+  bool copied() const override { return memory_ != nullptr; }
 
  private:
   MatrixView view_, packed_;
@@ -119,6 +121,7 @@ class CpuBackend final : public Backend {
   Precision precision_;
   ThreadPool pool_;
   CpuAttention attention_;
+  WeightMemory weights_;
   // Scratch, kept between calls.
   std::vector<ActivationGroup> panels_;
   std::vector<float> normed_;
@@ -132,10 +135,16 @@ class CpuBackend final : public Backend {
 Result<std::unique_ptr<Weight>> CpuBackend::prepare(const MatrixView& view) {
   if (kernels_->pack == nullptr || !in_integers(view)) return std::unique_ptr<Weight>(new CpuWeight(view));
   const size_t bytes = kernels_->packed_bytes(view);
-  std::shared_ptr<std::byte> packed = allocate_bytes(bytes);
+  std::shared_ptr<std::byte> packed = weights_.allocate(bytes);
   if (!packed) return Status::error(fmt::format("no memory for {} bytes of packed weights", bytes));
-  pool_.run((view.rows + kernels_->row_unit - 1) / kernels_->row_unit,
-            [&](int64_t begin, int64_t end, int) { kernels_->pack(view, begin, end, packed.get()); });
+  const FormatInfo& format = format_info(view.type);
+  const int64_t row_bytes = view.columns / format.block_elements * format.block_bytes;
+  pool_.run((view.rows + kernels_->row_unit - 1) / kernels_->row_unit, [&](int64_t begin, int64_t end, int) {
+    const int64_t first = begin * kernels_->row_unit;
+    const int64_t last = std::min(end * kernels_->row_unit, view.rows);
+    populate(view.data + first * row_bytes, static_cast<size_t>((last - first) * row_bytes));
+    kernels_->pack(view, begin, end, packed.get());
+  });
   return std::unique_ptr<Weight>(new CpuWeight(view, std::move(packed)));
 }
 

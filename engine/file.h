@@ -22,6 +22,8 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  // Gives back the memory that whole pages of `part` of the mapping take; looking at them reads them again.
+  void release(std::span<const std::byte> part) const;
 
  private:
   MappedFile(std::string path, const std::byte* data, size_t size);

@@ -13,12 +13,14 @@ Model::Model(ModelSource source, std::shared_ptr<Backend> backend)
 Result<std::shared_ptr<Model>> Model::create(ModelSource source, std::shared_ptr<Backend> backend) {
   std::shared_ptr<Model> model(new Model(std::move(source), std::move(backend)));
   const ModelSource& from = model->source_;
-  KVFOLD_ASSIGN_OR_RETURN(model->embedding_, from.tied_output
-                                                 ? model->backend_->prepare(from.embedding)
-                                                 : model->backend_->prepare_table(from.embedding));
+  if (from.tied_output) {
+    KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->take_matrix(from.embedding));
+  } else {
+    KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->backend_->prepare_table(from.embedding));
+  }
   KVFOLD_ASSIGN_OR_RETURN(model->output_norm_, model->take_vector(from.output_norm));
   if (!from.tied_output) {
-    KVFOLD_ASSIGN_OR_RETURN(model->output_, model->backend_->prepare(from.output));
+    KVFOLD_ASSIGN_OR_RETURN(model->output_, model->take_matrix(from.output));
   }
   for (const LayerTensors& tensors : from.layers)
     KVFOLD_RETURN_IF_ERROR(model->take_layer(tensors, model->layers_.emplace_back()));
@@ -33,6 +35,13 @@ Result<std::shared_ptr<float>> Model::take_vector(const MatrixView& view) const 
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<float> out, backend_->allocate(count));
   backend_->upload(values, out.get());
   return out;
+}
+
+// What the backend has copied need not stay in memory twice.
+Result<std::unique_ptr<Weight>> Model::take_matrix(const MatrixView& view) const {
+  KVFOLD_ASSIGN_OR_RETURN(std::unique_ptr<Weight> weight, backend_->prepare(view));
+  if (weight->copied() && source_.release) source_.release(view);
+  return weight;
 }
 
 Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const {
@@ -52,7 +61,7 @@ Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const
                                std::pair{&tensors.gate, &layer.gate}, std::pair{&tensors.up, &layer.up},
                                std::pair{&tensors.down, &layer.down}};
   for (const auto& [from, to] : matrices) {
-    KVFOLD_ASSIGN_OR_RETURN(*to, backend_->prepare(*from));
+    KVFOLD_ASSIGN_OR_RETURN(*to, take_matrix(*from));
   }
   return {};
 }

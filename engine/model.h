@@ -65,6 +65,7 @@ class Model {
  private:
   Model(ModelSource source, std::shared_ptr<Backend> backend);
   Result<std::shared_ptr<float>> take_vector(const MatrixView& view) const;
+  Result<std::unique_ptr<Weight>> take_matrix(const MatrixView& view) const;
   Status take_layer(const LayerTensors& tensors, LayerWeights& layer) const;
   void attention_block(const LayerWeights& layer, int index, int rows, std::span<const BatchSequence> batch,
                        Activations& a, const QueryProbe& probe) const;

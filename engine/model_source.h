@@ -2,6 +2,7 @@
 // file.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -38,6 +39,9 @@ struct ModelSource {
   std::string fingerprint;  // 16 hex digits: XXH3-64 of the configuration and of every tensor's name, type,
                             // shape and bytes sampled
   std::shared_ptr<const void> storage;  // keeps every view above alive (the file's mapping)
+  // Gives the memory of a view's bytes back for now; they are read from the file again when they are looked
+  // at. May be empty.
+  std::function<void(const MatrixView& view)> release;
 };
 
 }  // namespace kvfold

@@ -106,7 +106,8 @@ void Session::compute(std::span<const Feed> feeds, std::span<const int> first_sl
     }
   }
   model_->forward(tokens, batch, activations_, probe);
-  std::vector<float> logits(static_cast<size_t>(model_->config().vocab_size));
+  std::vector<float>& logits = logits_;
+  logits.resize(static_cast<size_t>(model_->config().vocab_size));
   for (size_t first = 0; first < asked.size(); first += Model::kLogitRows) {
     const size_t n = std::min<size_t>(Model::kLogitRows, asked.size() - first);
     model_->logits(std::span(asked_rows).subspan(first, n), activations_);

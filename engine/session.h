@@ -76,6 +76,7 @@ class Session {
   std::shared_ptr<PagePool> pool_;
   Activations activations_;
   SessionOptions options_;
+  std::vector<float> logits_;  // [vocab_size], what a sink is shown
 };
 
 }  // namespace kvfold

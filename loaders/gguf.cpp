@@ -192,9 +192,9 @@ class GgufParser {
 
   Status skip_elements(GgufType type, uint64_t count, std::string_view key) {
     if (type == GgufType::kString) {
+      const std::string what = fmt::format("a string of '{}'", shown(key));
       std::string_view ignored;
-      for (uint64_t i = 0; i < count; ++i)
-        KVFOLD_RETURN_IF_ERROR(read_string(ignored, fmt::format("a string of '{}'", shown(key)), left()));
+      for (uint64_t i = 0; i < count; ++i) KVFOLD_RETURN_IF_ERROR(read_string(ignored, what, left()));
       return {};
     }
     const uint64_t size = fixed_size(type);

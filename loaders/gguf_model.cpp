@@ -20,6 +20,11 @@ class ModelReader {
   Result<ModelSource> read() {
     out_.path = file_.path();
     out_.storage = file_.file();
+    out_.release = [file = file_.file()](const MatrixView& view) {
+      const FormatInfo& format = format_info(view.type);
+      const int64_t bytes = view.rows * (view.columns / format.block_elements) * format.block_bytes;
+      file->release({view.data, static_cast<size_t>(bytes)});
+    };
     KVFOLD_RETURN_IF_ERROR(read_config());
     KVFOLD_RETURN_IF_ERROR(read_rope());
     KVFOLD_RETURN_IF_ERROR(read_vocabulary());

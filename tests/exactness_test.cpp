@@ -192,6 +192,37 @@ TEST_P(Exactness, ForkAndItsOriginalGoTheirOwnWays) {
   EXPECT_EQ(expected_right, feed_all(*session, cache, right));
 }
 
+// Sequences of a batch that share whole blocks of pages (two by two here, and one moved by 32 positions,
+// whose pages are the same and whose keys are not) look at them together, and none differs from when it is
+// alone.
+TEST_P(Exactness, SharedPrefixesDoNotShow) {
+  const std::unique_ptr<Session> session = open(2, 600);
+  KvCache base = session->make_cache();
+  feed(*session, base, random_tokens(540, 30));
+  KvCache other = must(truncate(base, 300));
+  feed(*session, other, random_tokens(240, 31));
+  const std::vector<int> every = Selection::all(base.shape(), base.size()).rows;
+  KvCache moved = must(shift(base, std::vector<int>(every.begin(), every.begin() + 100), -64));
+  std::vector<KvCache> caches = {base.fork(), other.fork(), moved.fork(), base.fork(), other.fork()};
+  std::vector<std::vector<TokenId>> tokens;
+  std::vector<Logits> alone;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    tokens.push_back(random_tokens(1 + static_cast<int>(i % 3), 40 + i));
+    KvCache fork = caches[i].fork();
+    alone.push_back(feed_all(*session, fork, tokens[i]));
+  }
+  std::vector<Feed> feeds;
+  for (size_t i = 0; i < caches.size(); ++i) feeds.push_back({&caches[i], tokens[i], Wanted::kAll});
+  std::vector<Logits> together(caches.size());
+  ASSERT_TRUE(session
+                  ->feed(feeds,
+                         [&](int i, int, std::span<const float> logits) {
+                           together[static_cast<size_t>(i)].emplace_back(logits.begin(), logits.end());
+                         })
+                  .ok());
+  for (size_t i = 0; i < caches.size(); ++i) EXPECT_EQ(alone[i], together[i]) << i;
+}
+
 TEST_P(Exactness, IdentitiesOfOperations) {
   const std::unique_ptr<Session> session = open(1, 64);
   KvCache cache = session->make_cache();

@@ -38,6 +38,8 @@ Result<std::unique_ptr<PageMemory>> map_host_memory(size_t bytes) {
       mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED)
     return Status::error(fmt::format("cache pool: cannot map {} bytes: {}", bytes, std::strerror(errno)));
+  // Attention reads pages from all over the arena: with large pages few of them miss the TLB.
+  madvise(base, bytes, MADV_HUGEPAGE);
   return std::unique_ptr<PageMemory>(new HostMemory(base, bytes));
 }
 

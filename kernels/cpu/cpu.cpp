@@ -8,7 +8,7 @@ namespace kvfold {
 extern const CpuKernels kPlainKernels;
 #if defined(KVFOLD_X86_64)
 extern const CpuKernels kAvx512Kernels;
-extern const CpuKernels kPlainV3Kernels;
+extern const CpuKernels kAvx2Kernels;
 #endif
 
 namespace {
@@ -16,7 +16,7 @@ namespace {
 constexpr std::array kTables = {
 #if defined(KVFOLD_X86_64)
     &kAvx512Kernels,
-    &kPlainV3Kernels,
+    &kAvx2Kernels,
 #endif
     &kPlainKernels,
 };

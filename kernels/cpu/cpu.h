@@ -16,6 +16,7 @@
 //   attention   see attention_block and attention_combine.
 #pragma once
 
+#include <algorithm>
 #include <span>
 
 #include "kernels/kv_page.h"
@@ -100,7 +101,9 @@ inline constexpr int kQueryStride = 272;
 inline size_t attention_scratch(int head_dim) {
   const size_t dimensions = static_cast<size_t>(head_dim);
   const size_t queries = head_dim <= kQueryStride ? kAttentionTile * kQueryStride : dimensions;
-  return dimensions + 2 * queries + kAttentionTile * (kAttentionBlock + kPageRows);
+  // Beside the scores: the queries twice and a table of angles, or the keys of a page and two of such.
+  return std::max(2 * queries + dimensions, (kPageRows + 2) * dimensions) +
+         kAttentionTile * (kAttentionBlock + kPageRows);
 }
 
 struct CpuKernels {

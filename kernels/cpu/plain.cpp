@@ -2,8 +2,8 @@
 // down.
 //
 // This file is compiled twice: for the oldest machine of the target, where std::fma may be a library call,
-// and, as "plain" on machines that have it, for x86-64-v3, where the compiler turns the same loops into
-// vector code with the same bits. Which of the two runs is decided in cpu.cpp.
+// and, for x86-64-v3, as what the table for AVX2 does not do by intrinsics: the compiler turns the same loops
+// into vector code with the same bits.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,13 +15,15 @@
 #include "kernels/formats/all.h"
 #include "kernels/formats/formats.h"
 
-#if !defined(KVFOLD_PLAIN_TABLE)
-#define KVFOLD_PLAIN_TABLE kPlainKernels
+#if defined(__AVX2__)
+#include "kernels/cpu/avx2.h"
+#include "kernels/cpu/packed.h"
 #endif
 
 namespace kvfold {
 
-extern const CpuKernels KVFOLD_PLAIN_TABLE;
+extern const CpuKernels kPlainKernels;
+extern const CpuKernels kAvx2Kernels;
 
 namespace {
 
@@ -47,6 +49,7 @@ void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) 
   }
 }
 
+#if !defined(__AVX2__)
 // Both sides are widened to 16 bits first: compilers know a dot product of such numbers, and none of bytes.
 template <int n>
 int32_t dot(const int8_t* w, const int8_t* x) {
@@ -100,6 +103,8 @@ void matmul_q8(const MatrixView& weight, int64_t begin, int64_t end, const Quant
   });
 }
 
+#endif
+
 void matmul_f32(const MatrixView& weight, int64_t begin, int64_t end, const float* x, int rows, float* y,
                 int64_t y_stride, float* scratch) {
   const FormatInfo& format = format_info(weight.type);
@@ -120,6 +125,7 @@ void swiglu(const float* gate, const float* up, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = (gate[i] / (1.0F + exp_f32(-gate[i]))) * up[i];
 }
 
+#if !defined(__AVX2__)
 // One element of a page as f32; `index` as kv_index gives it.
 float load_element(const KvPagesView& pages, Part part, const std::byte* page, int row, int dimension) {
   const size_t index = kv_index(part, pages.head_dim, row, dimension);
@@ -210,6 +216,8 @@ void attention_block(const AttentionBlock& block) {
     for (int head = 0; head < block.heads; ++head) attend_head(block, query, head);
 }
 
+#endif
+
 void attention_combine(const AttentionPartial& parts, int blocks, int heads, int head_dim, float* out) {
   for (int h = 0; h < heads; ++h) {
     float largest = parts.largest[h];
@@ -229,8 +237,9 @@ void attention_combine(const AttentionPartial& parts, int blocks, int heads, int
 }
 
 bool supported() {
-#if defined(__AVX2__) && defined(__FMA__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#if defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("f16c");
 #else
   return true;
 #endif
@@ -238,7 +247,24 @@ bool supported() {
 
 }  // namespace
 
-const CpuKernels KVFOLD_PLAIN_TABLE = {
+#if defined(__AVX2__)
+const CpuKernels kAvx2Kernels = {
+    .name = "avx2",
+    .supported = supported,
+    .row_unit = kTileRows,
+    .packed_bytes = avx2::packed_bytes,
+    .pack = avx2::pack,
+    .quantize_row = quantize_row,
+    .matmul_q8 = avx2::matmul_q8,
+    .matmul_f32 = matmul_f32,
+    .rms_norm = rms_norm,
+    .swiglu = swiglu,
+    .store_row = kv_store_row,
+    .attention_block = avx2::attention_block,
+    .attention_combine = attention_combine,
+};
+#else
+const CpuKernels kPlainKernels = {
     .name = "plain",
     .supported = supported,
     .row_unit = 1,
@@ -253,5 +279,6 @@ const CpuKernels KVFOLD_PLAIN_TABLE = {
     .attention_block = attention_block,
     .attention_combine = attention_combine,
 };
+#endif
 
 }  // namespace kvfold
