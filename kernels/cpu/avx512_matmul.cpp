@@ -137,18 +137,18 @@ void tiles(const MatrixView& weight, int64_t begin, int64_t end, const Quantized
       // Whole panels where there are; rows past the last are computed and not stored.
       const auto with = [&](auto count) {
         tile<Format, count()>(blocks, panel, x.groups, left, to, y_stride, outputs);
-        row += count();
+        return count();
       };
       if (left > kPanelRows) {
-        with(std::integral_constant<int, 16>());
+        row += with(std::integral_constant<int, 16>());
       } else if (left > 4) {
-        with(std::integral_constant<int, 8>());
+        row += with(std::integral_constant<int, 8>());
       } else if (left > 2) {
-        with(std::integral_constant<int, 4>());
+        row += with(std::integral_constant<int, 4>());
       } else if (left > 1) {
-        with(std::integral_constant<int, 2>());
+        row += with(std::integral_constant<int, 2>());
       } else {
-        with(std::integral_constant<int, 1>());
+        row += with(std::integral_constant<int, 1>());
       }
     }
   }
