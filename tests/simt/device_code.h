@@ -25,6 +25,11 @@ inline uint3 block_index{};
 inline dim3 block_size;
 inline dim3 grid_size;
 
+// Whether that thread is within its kernel: not yet when it copies the kernel's arguments. For shadow.cpp.
+inline bool in_kernel = false;
+void enter_kernel();
+void leave_kernel();
+
 int lane_of_current_thread();
 // The launch's dynamic shared memory, at its exact size, aligned to 16 bytes.
 std::byte* dynamic_shared_memory();
@@ -59,7 +64,6 @@ T from_bits(uint64_t bits) {
 // An atomic operation is about to be done by the running thread (see Observer::atomic), at an address that
 // must be a multiple of `bytes`.
 void atomic_access(const void* address, size_t bytes, bool writes, const Site& site);
-void memory_fence();
 // Reports an address that is no multiple of `bytes`, on which a GPU faults.
 void check_alignment(const void* address, size_t bytes, const Site& site);
 // Reports what __trap() or a failed device assert ends.

@@ -32,6 +32,7 @@ struct Thread {
   int id;    // in the block
   int lane;  // in the warp
   State state;
+  bool in_kernel;
   // What it waits for.
   Meeting meeting;
   uint32_t mask;
@@ -39,6 +40,8 @@ struct Thread {
   uint64_t value;
   Site site;
   uint64_t result;
+  void* met_at;       // orders it after those that it met, for ThreadSanitizer
+  uint32_t meetings;  // that it was the lowest lane of
 };
 
 // A range of `order_` in which the threads of one warp stand.
@@ -68,6 +71,8 @@ class Executor {
   int block_barrier(bool predicate, const Site& site);
   void report(const std::string& fault);
   void report_at(const std::string& fault, const Thread& thread, const Site& site);
+  void report_at(const std::string& fault, const Thread& thread, const std::string& place);
+  bool faulted() const { return faulted_; }
   // The running thread goes no further. REQUIRES: a fault was reported.
   [[noreturn]] void stop();
   Thread* current() { return current_; }
@@ -87,6 +92,7 @@ class Executor {
   void finish_launch();
   void arrange();
   void wait();
+  void begin_thread(Thread& thread);
   Thread* next_thread();
   bool complete_meetings(const Warp& warp);
   bool complete_meeting(const Warp& warp, const Thread& first);
@@ -94,13 +100,14 @@ class Executor {
   bool release_barrier();
   void report_absent_lanes(const Warp& warp, const Thread& thread);
   bool report_stuck();
-  void* meeting_object(const Thread& thread);
+  void order_lanes(const Warp& warp, uint32_t lanes);
 
   const Launch* launch_ = nullptr;
   int thread_count_ = 0;
   int done_count_ = 0;
   int predicate_count_ = 0;
   int predicate_result_ = 0;
+  unsigned barriers_ = 0;  // that were passed
   std::array<Thread*, kMaxThreads> order_{};
   std::array<Warp, kMaxThreads / kWarp> warps_{};
   int warp_count_ = 0;
@@ -112,8 +119,10 @@ class Executor {
   bool faulted_ = false;
   std::mt19937_64 random_;
   // Addresses that stand for what orders threads, for ThreadSanitizer.
-  char launch_object_ = 0, done_object_ = 0, barrier_object_ = 0;
-  std::array<char, kMaxThreads> meeting_objects_{};
+  char launch_object_ = 0, done_object_ = 0;
+  // Two by turns: a thread may come to the next barrier before another has left this one.
+  std::array<char, 2> barrier_objects_{};
+  [[maybe_unused]] std::array<std::array<char, kMaxThreads>, 4> meeting_objects_{};
 };
 
 Executor& executor() {
@@ -140,13 +149,19 @@ Executor::Executor() {
 }
 
 void Executor::report_at(const std::string& fault, const Thread& thread, const Site& site) {
+  std::string place = site.file;
+  place += ':';
+  place += std::to_string(site.line);
+  report_at(fault, thread, place);
+}
+
+void Executor::report_at(const std::string& fault, const Thread& thread, const std::string& place) {
   if (faulted_) return;  // the first fault says why; what follows from it does not
   const uint3& b = block_index;
-  char place[512];
-  std::snprintf(place, sizeof place, ": kernel %s, block (%u,%u,%u), thread %d (warp %d lane %d), %s:%u",
-                launch_->kernel, b.x, b.y, b.z, thread.id, thread.id / kWarp, thread.lane, site.file,
-                site.line);
-  reports.push_back("simt: " + fault + place);
+  char who[192];
+  std::snprintf(who, sizeof who, ": kernel %.64s, block (%u,%u,%u), thread %d (warp %d lane %d), ",
+                launch_->kernel, b.x, b.y, b.z, thread.id, thread.id / kWarp, thread.lane);
+  reports.push_back("simt: " + fault + who + place);
   std::fprintf(stderr, "%s\n", reports.back().c_str());
   faulted_ = true;
 }
@@ -174,6 +189,7 @@ SIMT_UNSANITIZED void Executor::fiber_entry() {
     sanitizer_acquire(&self.launch_object_);
     self.launch_->body();
     sanitizer_release(&self.done_object_);
+    self.current_->in_kernel = false;
     self.current_->state = State::kDone;
     ++self.done_count_;
     self.wait();
@@ -210,6 +226,7 @@ void Executor::start_block(uint32_t block) {
     const unsigned n = id;
     threads[id].index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
     threads[id].state = State::kRunnable;
+    threads[id].in_kernel = false;
     if (!threads[id].fiber.started()) threads[id].fiber.start(fiber_entry);
   }
   const MemoryRange statics = static_shared_memory();
@@ -223,12 +240,11 @@ SIMT_UNSANITIZED void Executor::run_threads() {
   sanitizer_release(&launch_object_);
   current_ = next_thread();
   if (current_ != nullptr) {
-    thread_index = current_->index;
-    if (observer != nullptr) observer->thread_resumes(current_->id);
-    ++counters.switches;
+    begin_thread(*current_);
     Fiber::switch_between(program_, current_->fiber);
   }
   current_ = nullptr;
+  in_kernel = false;
   sanitizer_acquire(&done_object_);
 }
 
@@ -279,18 +295,24 @@ void Executor::finish_launch() {
 
 // ---- choosing who runs ----
 
+// What is about to be switched to.
+SIMT_UNSANITIZED void Executor::begin_thread(Thread& thread) {
+  current_ = &thread;
+  thread_index = thread.index;
+  in_kernel = thread.in_kernel;
+  ++counters.switches;
+  if (observer != nullptr) observer->thread_resumes(thread.id);
+}
+
 // The running thread has to wait (or is done): resumes whoever is next, the program when nobody is.
 SIMT_UNSANITIZED void Executor::wait() {
   Thread* self = current_;
   Thread* next = faulted_ ? nullptr : next_thread();
   if (next == self) return;
-  ++counters.switches;
-  current_ = next;
   if (next == nullptr) {
     Fiber::switch_between(self->fiber, program_);
   } else {
-    thread_index = next->index;
-    if (observer != nullptr) observer->thread_resumes(next->id);
+    begin_thread(*next);
     Fiber::switch_between(self->fiber, next->fiber);
   }
 }
@@ -367,7 +389,7 @@ bool Executor::complete_meeting(const Warp& warp, const Thread& first) {
       if ((wanted >> other & 1U) != 0 && values[other] == t.value) t.result |= uint64_t{1} << other;
     }
   }
-  if (observer != nullptr) observer->warp_barrier(warp.number, wanted);
+  order_lanes(warp, wanted);
   return true;
 }
 
@@ -379,9 +401,20 @@ void Executor::check_shuffle(const Thread& thread, uint32_t lanes) {
   report_at(fault, thread, thread.site);
 }
 
-// Lanes that meet share the lowest lane of their mask, and disjoint groups do not.
-void* Executor::meeting_object(const Thread& thread) {
-  return &meeting_objects_[thread.id - thread.lane + __builtin_ctz(thread.mask)];
+// Lanes that meet share the lowest lane of their mask, and disjoint groups do not. By turns, because a lane
+// may come to its next meeting before another has left this one.
+void Executor::order_lanes(const Warp& warp, uint32_t lanes) {
+  if (observer != nullptr) observer->warp_barrier(warp.number, lanes);
+#if defined(SIMT_TSAN)
+  const int first = warp.number * kWarp;
+  Thread& lowest = threads[first + __builtin_ctz(lanes)];
+  void* object = &meeting_objects_[lowest.meetings++ % meeting_objects_.size()][lowest.id];
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+    Thread& thread = threads[first + __builtin_ctz(rest)];
+    thread.met_at = object;
+    thread.fiber.release(object);
+  }
+#endif
 }
 
 SIMT_UNSANITIZED uint64_t Executor::meet(Meeting meeting, uint32_t mask, uint64_t value, int source_lane,
@@ -399,11 +432,9 @@ SIMT_UNSANITIZED uint64_t Executor::meet(Meeting meeting, uint32_t mask, uint64_
     report_at(fault, self, site);
     stop();
   }
-  void* object = meeting_object(self);
-  sanitizer_release(object);
   self.state = State::kMeeting;
   wait();
-  sanitizer_acquire(object);
+  sanitizer_acquire(self.met_at);
   return self.result;
 }
 
@@ -414,9 +445,10 @@ SIMT_UNSANITIZED int Executor::block_barrier(bool predicate, const Site& site) {
   self.site = site;
   self.state = State::kBarrier;
   predicate_count_ += predicate ? 1 : 0;
-  sanitizer_release(&barrier_object_);
+  char* const object = &barrier_objects_[barriers_ % 2];
+  sanitizer_release(object);
   wait();
-  sanitizer_acquire(&barrier_object_);
+  sanitizer_acquire(object);
   return predicate_result_;
 }
 
@@ -426,6 +458,7 @@ bool Executor::release_barrier() {
   for (int id = 0; id < thread_count_; ++id) threads[id].state = State::kRunnable;
   predicate_result_ = predicate_count_;
   predicate_count_ = 0;
+  ++barriers_;
   if (observer != nullptr) observer->block_barrier();
   if (order == Order::kShuffled) arrange();
   return true;
@@ -499,6 +532,10 @@ void set_order(Order order, uint64_t seed) {
 bool run_grid(const Launch& launch) { return executor().run_grid(launch); }
 std::vector<std::string> take_reports() { return std::exchange(executor().reports, {}); }
 void report(const std::string& fault) { executor().report(fault); }
+void report_in_thread(const std::string& fault, const std::string& place) {
+  executor().report_at(fault, *executor().current(), place);
+}
+bool has_faulted() { return executor().faulted(); }
 Counters counters() { return executor().counters; }
 void set_observer(Observer* observer) { executor().observer = observer; }
 
@@ -536,9 +573,8 @@ SIMT_UNSANITIZED void atomic_access(const void* address, size_t bytes, bool writ
   if (executor().observer != nullptr) executor().observer->atomic(address, bytes, writes);
 }
 
-SIMT_UNSANITIZED void memory_fence() {
-  if (executor().observer != nullptr) executor().observer->fence();
-}
+SIMT_UNSANITIZED void enter_kernel() { in_kernel = executor().current()->in_kernel = true; }
+SIMT_UNSANITIZED void leave_kernel() { in_kernel = executor().current()->in_kernel = false; }
 
 SIMT_UNSANITIZED void check_alignment(const void* address, size_t bytes, const Site& site) {
   if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;

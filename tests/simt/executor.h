@@ -47,6 +47,10 @@ std::vector<std::string> take_reports();
 // Reports a fault of the thread that runs now, or of the launch when none does; the grid ends as soon as that
 // thread waits.
 void report(const std::string& fault);
+// The same for the running thread, at a place in its source. Only a launch's first fault is reported: others
+// may follow from it.
+void report_in_thread(const std::string& fault, const std::string& place);
+bool has_faulted();
 
 // Work done since the program began.
 struct Counters {
@@ -69,7 +73,6 @@ class Observer {
   virtual void launch_ends() = 0;
   // The same memory order for an atomic operation of the running thread. `writes`: also stores.
   virtual void atomic(const void* address, size_t bytes, bool writes) = 0;
-  virtual void fence() = 0;
 };
 void set_observer(Observer* observer);
 

@@ -129,14 +129,19 @@ void Fiber::start(void (*entry)()) {
 #endif
 }
 
-SIMT_UNSANITIZED void Fiber::abandon([[maybe_unused]] void* object) {
-  started_ = false;
+SIMT_UNSANITIZED void Fiber::release([[maybe_unused]] void* object) {
 #if defined(SIMT_TSAN)
-  if (sanitizer_fiber_ == nullptr) return;
   void* current = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(sanitizer_fiber_, kNoSynchronisation);
   __tsan_release(object);
   __tsan_switch_to_fiber(current, kNoSynchronisation);
+#endif
+}
+
+SIMT_UNSANITIZED void Fiber::abandon(void* object) {
+  release(object);
+  started_ = false;
+#if defined(SIMT_TSAN)
   __tsan_destroy_fiber(sanitizer_fiber_);
   sanitizer_fiber_ = nullptr;
 #endif

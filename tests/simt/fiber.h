@@ -25,6 +25,9 @@ class Fiber {
   // nothing.
   static void switch_between(Fiber& from, Fiber& to);
 
+  // As if the computation suspended here had released `object` before it was: see sanitizers.h.
+  void release(void* object);
+
   const std::byte* stack() const { return stack_; }
   static size_t stack_bytes();
 

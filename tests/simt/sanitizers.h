@@ -24,6 +24,7 @@
   __attribute__((noinline, no_sanitize("thread"), no_sanitize("address"), no_sanitize("undefined")))
 
 #if defined(SIMT_TSAN)
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming): the library's names.
 extern "C" {
 void* __tsan_get_current_fiber(void);
 void* __tsan_create_fiber(unsigned flags);
@@ -32,6 +33,7 @@ void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 }
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 #endif
 #if defined(SIMT_ASAN)
 #include <sanitizer/asan_interface.h>

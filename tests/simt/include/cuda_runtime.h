@@ -53,8 +53,15 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
                 "as many arguments as the kernel has parameters");
   static_assert((0 + ... + sizeof(Parameters)) <= 4096, "kernel parameters are at most 4 KB");
   std::tuple<std::remove_const_t<Parameters>...> copies{std::forward<Arguments>(arguments)...};
-  enqueue_launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
-                 [kernel, copies] { std::apply(kernel, copies); });
+  const auto body = [kernel, copies] {
+    // Parameters are the thread's own, so that it copies them before it is watched.
+    auto* const watched = kernel;
+    auto parameters = copies;
+    enter_kernel();
+    std::apply(watched, parameters);
+    leave_kernel();
+  };
+  enqueue_launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream, body);
 }
 
 }  // namespace simt

@@ -27,8 +27,9 @@ inline void __syncwarp(unsigned mask = 0xFFFFFFFFU, simt::Site site = simt::Site
   simt::meet(simt::Meeting::kSync, mask, 0, 0, site);
 }
 
-inline void __threadfence() { simt::memory_fence(); }
-inline void __threadfence_block() { simt::memory_fence(); }
+// Threads run one at a time, so that a fence has nothing to do; what it would order counts as unordered.
+inline void __threadfence() {}
+inline void __threadfence_block() {}
 
 // Segments of `width` lanes (a power of two) shuffle by themselves; a source outside the segment gives one's
 // own value.
