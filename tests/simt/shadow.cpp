@@ -60,7 +60,10 @@ class Shadow final : public Observer, public MemoryObserver {
   }
 
   void allocated(const Allocation& allocation) override;
-  void freed(const Allocation& allocation) override { device_.erase(allocation.begin); }
+  void freed(const Allocation& allocation) override {
+    device_.erase(allocation.begin);
+    last_ = nullptr;
+  }
   void written(const void* begin, size_t bytes) override;
 
   void access(const void* address, size_t bytes, bool writes, bool atomic, const void* return_address);
