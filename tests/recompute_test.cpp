@@ -1,9 +1,6 @@
-// Rows made again over another context, and the weights with which tokens attend to rows.
+// Rows made again over another context.
 #include <gtest/gtest.h>
 
-#include <numeric>
-
-#include "engine/attention_weights.h"
 #include "engine/kv/ops.h"
 #include "engine/random.h"
 #include "tests/tiny_model.h"
@@ -98,85 +95,6 @@ TEST_P(Recompute, RefusesLanesThatLackTheRow) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Chunks, Recompute, ::testing::Values(3, 512));
-
-class Attention : public ::testing::Test {
- protected:
-  TemporaryFolder folder_;
-  OpenOptions options_ = [] {
-    OpenOptions options;
-    options.session.cache_type = CacheType::kF32;
-    return options;
-  }();
-  std::unique_ptr<Session> session_ = tiny_session(folder_, {}, options_);
-  std::vector<int> layers_ = {0, 1};
-  std::vector<int> heads_ = {0, 1, 2, 3};
-};
-
-TEST_F(Attention, WeightsTimesValuesIsWhatTheKernelsGive) {
-  KvCache cache = session_->make_cache();
-  ASSERT_TRUE(session_->feed(cache, random_tokens(300, 1)).ok());
-  Selection hole = Selection::all(cache.shape(), cache.size());
-  hole.layers = {1};
-  hole.rows = {3, 4, 5, 90};
-  cache = must(erase(cache, hole));
-  KvCache probed = cache.fork();
-  const std::vector<TokenId> tokens = random_tokens(5, 2);
-  const AttentionWeights weights = must(feed_with_attention(*session_, probed, tokens, layers_, heads_));
-  ASSERT_EQ(weights.rows, 305);
-
-  Backend& backend = session_->model().backend();
-  RopeTables rope(session_->model().config());
-  const auto probe = [&](int layer, std::span<const BatchSequence> batch, const float* q) {
-    const std::shared_ptr<float> out = must(backend.allocate(size_t{5} * 64));
-    backend.attention(batch, layer, {4, 2, 16}, rope.view(), q, out.get());
-    for (int head = 0; head < 4; ++head)
-      for (int query = 0; query < 5; ++query)
-        for (int d = 0; d < 16; ++d) {
-          double expected = 0;
-          for (int slot = 0; slot < weights.rows; ++slot) {
-            const float w = weights.of(layer, head, query)[slot];
-            if (w > 0) expected += w * row_of(cache, Part::kValue, layer * 2 + head / 2, slot)[d];
-          }
-          // observed: up to 2.9e-6
-          ASSERT_NEAR(out.get()[(query * 4 + head) * 16 + d], expected, 1e-5);
-        }
-  };
-  const Feed feed{&cache, tokens, Wanted::kNone};
-  ASSERT_TRUE(session_->feed(std::span(&feed, 1), {}, probe).ok());
-}
-
-TEST_F(Attention, WeightsAddUpAndRespectOrderAndAbsence) {
-  KvCache cache = session_->make_cache();
-  ASSERT_TRUE(session_->feed(cache, random_tokens(40, 1)).ok());
-  Selection hole = Selection::all(cache.shape(), cache.size());
-  hole.layers = {1};
-  hole.heads = {1};
-  hole.rows = {7};
-  cache = must(erase(cache, hole));
-  const AttentionWeights weights =
-      must(feed_with_attention(*session_, cache, random_tokens(4, 2), layers_, heads_));
-  for (int layer = 0; layer < 2; ++layer)
-    for (int head = 0; head < 4; ++head)
-      for (int query = 0; query < 4; ++query) {
-        const float* w = weights.of(layer, head, query);
-        EXPECT_NEAR(std::accumulate(w, w + weights.rows, 0.0), 1, 1e-6);
-        for (int slot = 40 + query + 1; slot < weights.rows; ++slot) EXPECT_EQ(w[slot], 0);
-        EXPECT_EQ(w[7] == 0, layer == 1 && head >= 2);
-      }
-}
-
-TEST_F(Attention, RefusesWhatDoesNotExist) {
-  KvCache cache = session_->make_cache();
-  const std::vector<TokenId> tokens = random_tokens(2, 1);
-  const std::vector<int> beyond = {2};
-  EXPECT_NE(
-      feed_with_attention(*session_, cache, tokens, beyond, heads_).status().message().find("0-1 exist"),
-      std::string::npos);
-  const std::vector<int> head = {4};
-  EXPECT_NE(feed_with_attention(*session_, cache, tokens, layers_, head).status().message().find("0-3 exist"),
-            std::string::npos);
-  EXPECT_EQ(cache.size(), 0);
-}
 
 }  // namespace
 }  // namespace kvfold::testing

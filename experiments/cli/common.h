@@ -20,6 +20,7 @@ Action add_logits(CLI::App& app);
 Action add_generate(CLI::App& app);
 Action add_perplexity(CLI::App& app);
 Action add_bench(CLI::App& app);
+Action add_attention(CLI::App& app);
 Action add_cache_save(CLI::App& app);
 Action add_cache_run(CLI::App& app);
 

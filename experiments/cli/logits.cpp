@@ -1,32 +1,15 @@
 // logits: the logits of every token of a text, as a NumPy file.
 #include <fmt/core.h>
 
-#include <bit>
+#include <array>
 #include <memory>
 
 #include "engine/file.h"
 #include "experiments/cli/common.h"
+#include "experiments/cli/npy.h"
 
 namespace kvfold::cli {
 namespace {
-
-// The header of a .npy file, version 1.0, of little-endian f32 in C order (NumPy's format specification, NEP
-// 1).
-std::string npy_header(size_t rows, size_t columns) {
-  static_assert(std::endian::native == std::endian::little);
-  const std::string dict =
-      fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", rows, columns);
-  constexpr size_t kPreamble = 10;  // magic, version, length
-  const size_t padded = (kPreamble + dict.size() + 1 + 63) / 64 * 64 - kPreamble;
-  std::string header = "\x93NUMPY";
-  header += '\x01';
-  header += '\0';
-  header += static_cast<char>(padded & 0xFF);
-  header += static_cast<char>(padded >> 8);
-  header += dict;
-  header.append(padded - dict.size() - 1, ' ');
-  return header + '\n';
-}
 
 struct Options {
   ModelOptions model;
@@ -40,8 +23,9 @@ Status logits(const Options& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, options.model.open());
   KVFOLD_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, encode(*session, text));
   const auto vocabulary = static_cast<size_t>(session->model().config().vocab_size);
+  const std::array shape = {ids.size(), vocabulary};
   KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(options.out));
-  KVFOLD_RETURN_IF_ERROR(file.write(npy_header(ids.size(), vocabulary)));
+  KVFOLD_RETURN_IF_ERROR(file.write(npy_header(shape)));
   KvCache cache = session->make_cache();
   Status written;
   const Feed feed{&cache, ids, Wanted::kAll};
@@ -51,7 +35,7 @@ Status logits(const Options& options) {
   KVFOLD_RETURN_IF_ERROR(written);
   KVFOLD_RETURN_IF_ERROR(file.commit());
   if (options.json) {
-    print_json({{"ids", ids}, {"shape", {ids.size(), vocabulary}}, {"out", options.out}});
+    print_json({{"ids", ids}, {"shape", shape}, {"out", options.out}});
   } else {
     fmt::print("{}: [{} tokens, {}] f32\n", options.out, ids.size(), vocabulary);
   }

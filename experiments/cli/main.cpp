@@ -40,6 +40,7 @@ int run(int argc, char** argv) {
   add(app, "generate", "continue a prompt", add_generate);
   add(app, "perplexity", "mean NLL and perplexity of a text", add_perplexity);
   add(app, "bench", "how fast a model runs here", add_bench);
+  add(app, "attention", "who looks at which rows of a cache, as a .npy file", add_attention);
   CLI::App* cache = app.add_subcommand("cache", "save and run KV caches");
   cache->require_subcommand(1);
   add(*cache, "save", "feed a text and save its KV cache", add_cache_save);

@@ -1,0 +1,52 @@
+// Programs run as a user runs them, in a folder with a tiny model.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "tests/tiny_model.h"
+
+namespace kvfold::testing {
+
+struct Ran {
+  int status;
+  std::string out, err;
+};
+
+class Cli : public ::testing::Test {
+ protected:
+  void SetUp() override { folder_.write("tiny.gguf", tiny_model().build()); }
+
+  Ran run(const std::string& arguments) const {
+    const std::string command =
+        "cd '" + folder_.file("") + "' && '" KVFOLD_PROGRAMS "'/" + arguments + " >out 2>err </dev/null";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, TemporaryFolder::read(folder_.file("out")),
+            TemporaryFolder::read(folder_.file("err"))};
+  }
+  Ran kvfold(const std::string& arguments) const { return run("kvfold " + arguments); }
+  nlohmann::json json(const std::string& arguments) const {
+    const Ran ran = kvfold(arguments + " --json");
+    EXPECT_EQ(ran.status, 0) << ran.err;
+    EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 1) << ran.out;
+    return nlohmann::json::parse(ran.out);
+  }
+  nlohmann::json ids(const std::string& arguments) const { return json(arguments).at("ids"); }
+  // Exit 2, nothing on stdout, one line on stderr that says `what`.
+  void expect_refused(const std::string& arguments, const std::string& what) const {
+    const Ran ran = kvfold(arguments);
+    EXPECT_EQ(ran.status, 2) << arguments << "\n" << ran.err;
+    EXPECT_EQ(ran.out, "") << arguments;
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    EXPECT_NE(ran.err.find(what), std::string::npos) << arguments << "\n" << ran.err;
+  }
+
+  TemporaryFolder folder_;
+};
+
+}  // namespace kvfold::testing
