@@ -1,0 +1,263 @@
+// The CUDA kernels give the bits of the plain CPU kernels, for every format, number of rows and shape, in
+// three orders of threads. KVFOLD_CUDA_FULL=1 runs the whole table of shapes; else a part of it.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+#include "engine/random.h"
+#include "engine/rope.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/formats/formats.h"
+#include "tests/cuda/device_buffer.h"
+#include "tests/cuda/thread_orders.h"
+
+namespace kvfold::testing {
+namespace {
+
+constexpr std::array kQuantized = {WeightType::kQ4_0, WeightType::kQ4_1, WeightType::kQ5_0,
+                                   WeightType::kQ5_1, WeightType::kQ8_0, WeightType::kQ4_K,
+                                   WeightType::kQ5_K, WeightType::kQ6_K};
+
+const CpuKernels& plain() { return *cpu_kernel_tables().back(); }
+bool full() { return std::getenv("KVFOLD_CUDA_FULL") != nullptr; }
+
+std::vector<float> gaussians(size_t count, uint64_t seed, double scale = 1) {
+  Random random(seed);
+  std::vector<float> out(count);
+  for (float& x : out) x = static_cast<float>(scale * random.gaussian());
+  return out;
+}
+
+// A weight in a file's blocks, and packed on the device.
+struct TestWeight {
+  TestWeight(WeightType type, int64_t rows, int64_t columns, uint64_t seed) {
+    const FormatInfo& format = format_info(type);
+    const std::vector<float> raw = gaussians(static_cast<size_t>(rows * columns), seed, 0.05);
+    blocks.resize(raw.size() / format.block_elements * format.block_bytes);
+    format.encode(raw.data(), blocks.data(), raw.size());
+    view = {type, rows, columns, blocks.data()};
+    std::vector<std::byte> packed(cuda::packed_layout(type, rows, columns).bytes);
+    const int64_t tiles = cuda::packed_tiles(rows);
+    cuda::pack(view, 0, tiles / 2, packed.data());
+    cuda::pack(view, tiles / 2, tiles, packed.data());
+    memory = std::make_unique<DeviceBuffer<std::byte>>(packed);
+    device = cuda::packed_view(type, rows, columns, memory->get());
+  }
+  std::vector<std::byte> blocks;
+  MatrixView view;
+  std::unique_ptr<DeviceBuffer<std::byte>> memory;
+  cuda::PackedView device;
+};
+
+// Activations quantised by the plain kernels, here and on the device.
+struct TestRows {
+  TestRows(const std::vector<float>& x, int rows, int columns) : groups((columns + 31) / 32) {
+    q.resize(static_cast<size_t>(rows) * groups * 32);
+    scales.resize(static_cast<size_t>(rows) * groups);
+    sums.resize(2 * scales.size());
+    for (int r = 0; r < rows; ++r)
+      plain().quantize_row(&x[static_cast<size_t>(r) * columns], columns,
+                           &q[static_cast<size_t>(r) * groups * 32], &scales[static_cast<size_t>(r) * groups],
+                           &sums[static_cast<size_t>(r) * groups * 2]);
+    device_q = std::make_unique<DeviceBuffer<int8_t>>(q);
+    device_scales = std::make_unique<DeviceBuffer<float>>(scales);
+  }
+  QuantizedView host() const { return {q.data(), scales.data(), sums.data(), groups}; }
+  cuda::QuantizedRows device() const { return {device_q->get(), device_scales->get(), groups}; }
+  int groups;
+  std::vector<int8_t> q;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+  std::unique_ptr<DeviceBuffer<int8_t>> device_q;
+  std::unique_ptr<DeviceBuffer<float>> device_scales;
+};
+
+// What a product with bias and accumulation must leave: out + (x w + bias).
+std::vector<float> finish(std::vector<float> y, const std::vector<float>& bias,
+                          const std::vector<float>& out) {
+  for (size_t i = 0; i < y.size(); ++i) y[i] = out[i] + (y[i] + bias[i % bias.size()]);
+  return y;
+}
+
+struct Shape {
+  int64_t outputs;
+  int64_t columns;
+};
+std::vector<Shape> shapes() {
+  std::vector<Shape> out = {{1, 256}, {72, 768}};
+  // Beyond one chunk of activations in shared memory; and the models' own.
+  if (full())
+    for (const Shape shape :
+         {Shape{65, 4352}, Shape{576, 1536}, Shape{256, 2048}, Shape{128, 5632}, Shape{40, 512}})
+      out.push_back(shape);
+  return out;
+}
+// Columns that 256 does not divide, for the formats that can have them.
+std::vector<Shape> shapes_of(WeightType type) {
+  std::vector<Shape> out = shapes();
+  if (format_info(type).block_elements == 256) return out;
+  out.push_back({13, 32});
+  out.push_back({20, 576});
+  if (full())
+    for (const Shape shape : {Shape{192, 576}, Shape{320, 960}, Shape{128, 896}, Shape{64, 4864}})
+      out.push_back(shape);
+  return out;
+}
+
+class Kernels : public ::testing::TestWithParam<ThreadOrder> {
+ protected:
+  void SetUp() override { use_order(GetParam()); }
+  void TearDown() override {
+    EXPECT_TRUE(no_reports());
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  }
+};
+
+void check_products(WeightType type, const Shape& shape, const std::vector<int>& counts, bool tile) {
+  const TestWeight w(type, shape.outputs, shape.columns, 9);
+  for (const int rows : counts) {
+    const auto columns = static_cast<int>(shape.columns);
+    const TestRows x(gaussians(static_cast<size_t>(rows) * columns, 5), rows, columns);
+    std::vector<float> y(static_cast<size_t>(rows) * shape.outputs);
+    plain().matmul_q8(w.view, 0, shape.outputs, x.host(), rows, y.data(), shape.outputs);
+    const std::vector<float> bias = gaussians(static_cast<size_t>(shape.outputs), 3);
+    const std::vector<float> before = gaussians(y.size(), 4);
+    const DeviceBuffer<float> device_bias(bias);
+    const DeviceBuffer<float> out(before);
+    const DeviceBuffer<float> bare(y.size());
+    const std::array products = {cuda::Product{w.device, device_bias.get(), out.get(), true},
+                                 cuda::Product{w.device, nullptr, bare.get(), false}};
+    if (tile) {
+      for (const cuda::Product& product : products) cuda::mat_tile(product, x.device(), rows, nullptr);
+    } else {
+      cuda::mat_vec(products.data(), 2, x.device(), rows, nullptr);
+    }
+    const auto what = [&] {
+      return std::string(format_info(type).name) + ", " + std::to_string(rows) + " rows, " +
+             std::to_string(shape.outputs) + " x " + std::to_string(shape.columns);
+    };
+    ASSERT_EQ(bare.read(), y) << what();
+    ASSERT_EQ(out.read(), finish(y, bias, before)) << what();
+  }
+}
+
+TEST_P(Kernels, MatVecGivesTheBitsOfPlain) {
+  const std::vector<int> some = {1, 3, 7, 16};
+  const std::vector<int> all = {1, 2, 3, 4, 5, 8, 9, 15, 16};
+  for (const WeightType type : kQuantized)
+    for (const Shape& shape : shapes_of(type)) check_products(type, shape, full() ? all : some, false);
+}
+
+TEST_P(Kernels, MatTileGivesTheBitsOfPlain) {
+  for (const WeightType type : kQuantized)
+    for (const Shape& shape : shapes_of(type))
+      check_products(type, shape, full() ? std::vector<int>{1, 17, 64, 65} : std::vector<int>{17}, true);
+}
+
+TEST_P(Kernels, FloatProductsGiveTheBitsOfPlain) {
+  for (const FormatInfo& format : weight_formats()) {
+    std::vector<Shape> table = shapes_of(format.type);
+    if (format.block_elements == 1) table.push_back({21, 45});
+    for (const Shape& shape : table)
+      for (const int rows : {1, 3, 9}) {
+        const TestWeight w(format.type, shape.outputs, shape.columns, 9);
+        const std::vector<float> x = gaussians(static_cast<size_t>(rows * shape.columns), 5);
+        std::vector<float> scratch(static_cast<size_t>(shape.columns));
+        std::vector<float> y(static_cast<size_t>(rows * shape.outputs));
+        plain().matmul_f32(w.view, 0, shape.outputs, x.data(), rows, y.data(), shape.outputs, scratch.data());
+        const std::vector<float> bias = gaussians(static_cast<size_t>(shape.outputs), 3);
+        const std::vector<float> before = gaussians(y.size(), 4);
+        const DeviceBuffer<float> device_x(x);
+        const DeviceBuffer<float> device_bias(bias);
+        const DeviceBuffer<float> out(before);
+        cuda::mat_float({w.device, device_bias.get(), out.get(), true}, device_x.get(), rows, nullptr);
+        ASSERT_EQ(out.read(), finish(y, bias, before))
+            << format.name << ", " << rows << " rows, " << shape.columns;
+      }
+  }
+}
+
+TEST_P(Kernels, DecodesRowsAsTheFormatDoes) {
+  for (const FormatInfo& format : weight_formats()) {
+    const int columns = format.block_elements == 1 ? 45 : 512;
+    const TestWeight w(format.type, 20, columns, 2);
+    const std::vector<int32_t> ids = {19, 0, 7, 8, 7};
+    std::vector<float> expected;
+    for (const int32_t id : ids) {
+      std::vector<float> row(static_cast<size_t>(columns));
+      format.decode(
+          w.view.data + static_cast<ptrdiff_t>(id) * columns / format.block_elements * format.block_bytes,
+          row.data(), row.size());
+      expected.insert(expected.end(), row.begin(), row.end());
+    }
+    const DeviceBuffer<int32_t> device_ids(ids);
+    const DeviceBuffer<float> out(expected.size());
+    cuda::decode_rows(w.device, device_ids.get(), 0, 5, out.get(), nullptr);
+    ASSERT_EQ(out.read(), expected) << format.name;
+  }
+}
+
+TEST_P(Kernels, RowsAreNormedGatedAndQuantisedAsPlain) {
+  for (const int columns : {16, 33, 100, 576, 1536}) {
+    constexpr int kRows = 3;
+    std::vector<float> x = gaussians(static_cast<size_t>(kRows) * columns, 4, 3);
+    std::fill_n(x.begin() + columns, std::min(columns, 32), 0.0F);  // a group of zeros
+    const std::vector<float> up = gaussians(x.size(), 6);
+    const std::vector<float> weight = gaussians(static_cast<size_t>(columns), 7);
+    std::vector<float> normed(x.size());
+    std::vector<float> gated(x.size());
+    for (size_t r = 0; r < kRows; ++r)
+      plain().rms_norm(&x[r * columns], weight.data(), columns, 1e-5F, &normed[r * columns]);
+    plain().swiglu(x.data(), up.data(), static_cast<int>(x.size()), gated.data());
+
+    const DeviceBuffer<float> device_x(x);
+    const DeviceBuffer<float> device_up(up);
+    const DeviceBuffer<float> device_weight(weight);
+    const DeviceBuffer<float> floats(x.size());
+    cuda::norm(device_x.get(), device_weight.get(), 1e-5F, kRows, columns, floats.get(), nullptr);
+    EXPECT_EQ(floats.read(), normed) << columns;
+    cuda::swiglu(device_x.get(), device_up.get(), x.size(), floats.get(), nullptr);
+    EXPECT_EQ(floats.read(), gated) << columns;
+
+    const int groups = (columns + 31) / 32;
+    const DeviceBuffer<int8_t> q(static_cast<size_t>(kRows) * groups * 32);
+    const DeviceBuffer<float> scales(static_cast<size_t>(kRows) * groups);
+    const cuda::QuantizedRows out{q.get(), scales.get(), groups};
+    const auto expect_rows = [&](const std::vector<float>& from, const char* what) {
+      const TestRows expected(from, kRows, columns);
+      EXPECT_EQ(q.read(), expected.q) << what << columns;
+      EXPECT_EQ(scales.read(), expected.scales) << what << columns;
+    };
+    cuda::quantize(device_x.get(), kRows, columns, out, nullptr);
+    expect_rows(x, "plain ");
+    cuda::norm_quantize(device_x.get(), device_weight.get(), 1e-5F, kRows, columns, out, nullptr);
+    expect_rows(normed, "normed ");
+    cuda::swiglu_quantize(device_x.get(), device_up.get(), kRows, columns, out, nullptr);
+    expect_rows(gated, "gated ");
+  }
+}
+
+TEST_P(Kernels, ArgmaxIsTheFirstOfTheLargest) {
+  for (const int columns : {1, 31, 1000}) {
+    std::vector<float> x = gaussians(static_cast<size_t>(2) * columns, 3);
+    x[static_cast<size_t>(columns / 2)] = x[static_cast<size_t>(columns) - 1] = 9;
+    const DeviceBuffer<float> device(x);
+    const DeviceBuffer<float> values(2);
+    const DeviceBuffer<int32_t> indices(2);
+    cuda::argmax(device.get(), 2, columns, values.get(), indices.get(), nullptr);
+    const auto second = std::max_element(x.begin() + columns, x.end());
+    EXPECT_EQ(indices.read(),
+              (std::vector<int32_t>{columns / 2, static_cast<int32_t>(second - x.begin() - columns)}));
+    EXPECT_EQ(values.read(), (std::vector<float>{9, *second}));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Orders, Kernels, ::testing::ValuesIn(thread_orders()), order_name);
+
+}  // namespace
+}  // namespace kvfold::testing

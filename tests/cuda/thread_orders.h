@@ -1,0 +1,48 @@
+// The orders in which the executor runs the threads of a block. On a GPU there is but one.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#if !defined(KVFOLD_ON_GPU)
+#include "tests/simt/emulated_device.h"
+#include "tests/simt/executor.h"
+#endif
+
+namespace kvfold::testing {
+
+enum class ThreadOrder { kForward, kReverse, kShuffled };
+
+inline std::vector<ThreadOrder> thread_orders() {
+#if defined(KVFOLD_ON_GPU)
+  return {ThreadOrder::kForward};
+#else
+  return {ThreadOrder::kForward, ThreadOrder::kReverse, ThreadOrder::kShuffled};
+#endif
+}
+
+inline std::string order_name(const ::testing::TestParamInfo<ThreadOrder>& order) {
+  return order.param == ThreadOrder::kForward   ? "forward"
+         : order.param == ThreadOrder::kReverse ? "reverse"
+                                                : "shuffled";
+}
+
+inline void use_order([[maybe_unused]] ThreadOrder order) {
+#if !defined(KVFOLD_ON_GPU)
+  simt::set_order(static_cast<simt::Order>(order), 7);
+  simt::take_reports();
+#endif
+}
+
+// Whether the executor found nothing wrong since use_order().
+inline bool no_reports() {
+#if !defined(KVFOLD_ON_GPU)
+  return simt::take_reports().empty();
+#else
+  return true;
+#endif
+}
+
+}  // namespace kvfold::testing
