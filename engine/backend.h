@@ -14,6 +14,8 @@
 
 namespace kvfold {
 
+struct ModelSource;
+
 // How activations enter a matrix product.
 enum class Precision {
   kInt8,   // quantised in groups of 32, multiplied with the weight's own integers; unquantised weights stay
@@ -62,6 +64,18 @@ struct BatchSequence {
   int row;  // of the first token in the batch's matrices
 };
 
+// A forward pass, said to the backend before the first of its operations, so that a device can have what all
+// layers need sent over at once, and run the operations as one piece.
+struct Pass {
+  std::span<const TokenId> tokens;
+  std::span<const BatchSequence> batch;
+  RopeView rope;
+  int heads;          // query heads
+  const void* model;  // equal `model` and `activations`: equal operations on equal pointers
+  const void* activations;
+  bool watched;  // somebody looks at activations between the operations
+};
+
 // Sizes that attention needs.
 struct AttentionShape {
   int heads;
@@ -69,10 +83,23 @@ struct AttentionShape {
   int head_dim;
 };
 
+// What a session is going to keep in a backend's memory beside the weights.
+struct MemoryWanted {
+  CacheType type;
+  size_t cache_bytes;
+  int rows;  // most tokens computed at once
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
+
+  // Before anything is taken in: what it will take, as a line for the user; "" where memory is not short.
+  // Errors: it would not fit.
+  virtual Result<std::string> plan(const ModelSource& /*source*/, const MemoryWanted& /*wanted*/) {
+    return std::string();
+  }
 
   // Takes in a weight; `view` must stay valid while the weight is used. Errors: no memory.
   virtual Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) = 0;
@@ -82,6 +109,17 @@ class Backend {
   virtual Result<std::shared_ptr<float>> allocate(size_t count) = 0;
   virtual void upload(std::span<const float> from, float* to) = 0;
   virtual void download(const float* from, std::span<float> to) = 0;
+
+  // Memory for the caches of a session, `budget_bytes` of it at most. Errors: as PagePool::create.
+  virtual Result<std::shared_ptr<PagePool>> make_pool(CacheType type, int head_dim, size_t budget_bytes) {
+    return PagePool::create(type, head_dim, budget_bytes);
+  }
+  // What went wrong on a device since it was made; the caches' newest rows are then void.
+  virtual Status status() const { return {}; }
+
+  // embed, linear, gated_linear, rms_norm, store_kv and attention of a pass stand between these.
+  virtual void begin_pass(const Pass& /*pass*/) {}
+  virtual void end_pass() {}
 
   // out[i] = row ids[i] of the table, as f32.
   virtual void embed(const Weight& table, std::span<const TokenId> ids, float* out) = 0;

@@ -103,11 +103,14 @@ void Model::forward(std::span<const TokenId> tokens, std::span<const BatchSequen
   const auto rows = static_cast<int>(tokens.size());
   KVFOLD_CHECK(rows <= a.rows);
   reserve_rope(batch);
+  backend_->begin_pass(
+      {tokens, batch, rope_.view(), config().heads, this, a.x.get(), static_cast<bool>(probe)});
   backend_->embed(*embedding_, tokens, a.x.get());
   for (int i = 0; i < config().layers; ++i) {
     attention_block(layers_[i], i, rows, batch, a, probe);
     ffn_block(layers_[i], rows, a);
   }
+  backend_->end_pass();
 }
 
 void Model::attention_block(const LayerWeights& layer, int index, int rows,

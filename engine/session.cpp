@@ -25,7 +25,7 @@ Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<Model> model,
                           Tokenizer::create(source.vocabulary, source.storage));
   KVFOLD_ASSIGN_OR_RETURN(
       std::shared_ptr<PagePool> pool,
-      PagePool::create(options.cache_type, model->config().head_dim, options.cache_bytes));
+      model->backend().make_pool(options.cache_type, model->config().head_dim, options.cache_bytes));
   KVFOLD_ASSIGN_OR_RETURN(Activations activations, model->make_activations(options.chunk));
   return std::unique_ptr<Session>(
       new Session(std::move(model), std::move(tokenizer), std::move(pool), std::move(activations), options));
@@ -80,7 +80,7 @@ Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink, const 
     }
   }
   if (!pieces.empty()) compute(feeds, first_slots, pieces, sink, probe);
-  return {};
+  return model_->backend().status();
 }
 
 void Session::compute(std::span<const Feed> feeds, std::span<const int> first_slots,
@@ -156,6 +156,7 @@ Result<KvCache> Session::recompute(const KvCache& cache, const Selection& select
     }
     model_->forward(tokens, batch, activations_);
   }
+  KVFOLD_RETURN_IF_ERROR(model_->backend().status());
 
   // Only what was asked for goes into the result.
   KVFOLD_ASSIGN_OR_RETURN(const KvSlice wanted, extract(computed, selection));

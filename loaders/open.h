@@ -1,9 +1,11 @@
 // From a model's name or path to a session, in one call: what every program begins with.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
+#include "engine/backends.h"
 #include "engine/session.h"
 
 namespace kvfold {
@@ -15,8 +17,12 @@ namespace kvfold {
 Result<std::string> resolve_model(const std::string& model);
 
 struct OpenOptions {
+  std::string backend = "cpu";  // as make_backend() takes it
+  Prefill prefill = Prefill::kTiles;
   CpuOptions cpu;
   SessionOptions session;
+  // Told which GPU was taken and what will lie in its memory, before it does.
+  std::function<void(const std::string& line)> notice;
 };
 
 // Errors: those of resolve_model, of the loader, of the backend and of the session.

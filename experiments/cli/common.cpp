@@ -9,6 +9,13 @@ namespace kvfold::cli {
 void ModelOptions::declare(CLI::App& app) {
   app.add_option("MODEL", model, "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
       ->required();
+  app.add_option("--backend", backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
+      ->capture_default_str();
+  app.add_option(
+         "--prefill", prefill,
+         "how a GPU makes products of many rows: tiles (the CPU's bits), cublas, or auto (the faster)")
+      ->check(CLI::IsMember({"tiles", "cublas", "auto"}))
+      ->capture_default_str();
   app.add_option("--threads", threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--chunk", chunk, "most tokens computed at once; never changes a result")
@@ -25,6 +32,9 @@ Result<std::unique_ptr<Session>> ModelOptions::open() const {
   options.cpu.threads = threads;
   options.cpu.precision = exact ? Precision::kExact : Precision::kInt8;
   options.session.chunk = chunk;
+  options.backend = backend;
+  options.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+  KVFOLD_ASSIGN_OR_RETURN(options.prefill, parse_prefill(prefill));
   KVFOLD_ASSIGN_OR_RETURN(options.session.cache_type, parse_cache_type(cache_type));
   return open_session(model, options);
 }

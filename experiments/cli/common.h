@@ -24,13 +24,15 @@ Action add_attention(CLI::App& app);
 Action add_cache_save(CLI::App& app);
 Action add_cache_run(CLI::App& app);
 
-// MODEL, --threads, --chunk, --exact, --cache-type.
+// MODEL, --backend, --prefill, --threads, --chunk, --exact, --cache-type.
 struct ModelOptions {
   std::string model;
   int threads = 0;
   int chunk = 512;
   bool exact = false;
   std::string cache_type = "f16";
+  std::string backend = "auto";
+  std::string prefill = "tiles";
 
   void declare(CLI::App& app);
   Result<std::unique_ptr<Session>> open() const;

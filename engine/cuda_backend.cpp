@@ -1,0 +1,526 @@
+// The CUDA backend. One stream; a decode step is recorded as a CUDA graph when it comes the second time and
+// played from then on, with what changes from token to token (ids, positions, page tables) sent to fixed
+// addresses before.
+#include "engine/cuda_backend.h"
+
+#include <nvtx3/nvToolsExt.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "engine/cublas.h"
+#include "engine/cuda_batch.h"
+#include "engine/cuda_device.h"
+#include "engine/model_source.h"
+#include "engine/thread_pool.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/formats/formats.h"
+
+namespace kvfold {
+namespace {
+
+constexpr size_t kAttentionBytes = size_t{32} << 20;  // for partial results of attention
+constexpr size_t kSpareBytes = size_t{256} << 20;     // left to the display, the driver and cuBLAS
+constexpr int kLeastCapability = 75;
+
+class CudaWeight final : public Weight {
+ public:
+  CudaWeight(const cuda::PackedView& view, DeviceMemory memory)
+      : Weight(view.rows, view.columns), view_(view), memory_(std::move(memory)) {}
+  const cuda::PackedView& view() const { return view_; }
+
+ private:
+  cuda::PackedView view_;
+  DeviceMemory memory_;
+};
+
+const cuda::PackedView& view_of(const Weight& weight) {
+  return static_cast<const CudaWeight&>(weight).view();
+}
+bool quantised(WeightType type) { return format_info(type).group != nullptr; }
+
+class DevicePages final : public PageMemory {
+ public:
+  DevicePages(DeviceMemory memory, cudaStream_t stream) : memory_(std::move(memory)), stream_(stream) {}
+  std::byte* base() const override { return memory_.get(); }
+  bool on_host() const override { return false; }
+  // A failed copy leaves its error with the device, where status() finds it.
+  void read(size_t offset, std::span<std::byte> to) override {
+    cudaMemcpyAsync(to.data(), memory_.get() + offset, to.size(), cudaMemcpyDeviceToHost, stream_);
+    cudaStreamSynchronize(stream_);
+  }
+  void write(size_t offset, std::span<const std::byte> from) override {
+    cudaMemcpyAsync(memory_.get() + offset, from.data(), from.size(), cudaMemcpyHostToDevice, stream_);
+    cudaStreamSynchronize(stream_);
+  }
+
+ private:
+  DeviceMemory memory_;
+  cudaStream_t stream_;
+};
+
+// A range that Nsight shows; nothing when no tool looks on.
+class Range {
+ public:
+  explicit Range(const char* name) { nvtxRangePushA(name); }
+  ~Range() { nvtxRangePop(); }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const BackendOptions& options, const cudaDeviceProp& device, cudaStream_t stream)
+      : options_(options), device_(device), stream_(stream), threads_(ThreadPool::available()) {}
+  ~CudaBackend() override {
+    forget_graphs();
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+
+  std::string name() const override {
+    return fmt::format("cuda ({}, {}.{})", device_.name, device_.major, device_.minor);
+  }
+  Result<std::string> plan(const ModelSource& source, const MemoryWanted& wanted) override;
+  Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) override;
+  Result<std::unique_ptr<Weight>> prepare_table(const MatrixView& view) override { return prepare(view); }
+  Result<std::shared_ptr<float>> allocate(size_t count) override;
+  Result<std::shared_ptr<PagePool>> make_pool(CacheType type, int head_dim, size_t budget_bytes) override;
+  void upload(std::span<const float> from, float* to) override;
+  void download(const float* from, std::span<float> to) override;
+  Status status() const override { return status_; }
+
+  void begin_pass(const Pass& pass) override;
+  void end_pass() override;
+  void embed(const Weight& table, std::span<const TokenId> ids, float* out) override;
+  void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
+                float* out) override;
+  void linear(std::span<const Linear> products, const LinearInput& x) override;
+  void gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) override;
+  void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) override;
+  void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
+                 const RopeView& rope, const float* q, float* out) override;
+
+ private:
+  enum class Mode { kDirect, kRecord, kPlay };
+  // What a recorded step depends on beside the contents of fixed addresses.
+  using StepKey = std::tuple<const void*, const void*, int, int, int>;
+  struct Step {
+    int seen = 0;
+    cudaGraphExec_t graph = nullptr;
+  };
+  // A SwiGLU that waits for the product that takes it, to be made as its input is quantised.
+  struct Gated {
+    const float* out = nullptr;
+    int rows = 0;
+    int columns = 0;
+  };
+
+  // Whether operations are to be queued. After an error, and while a recorded step is played, they are not.
+  bool working() const { return mode_ != Mode::kPlay && status_.ok(); }
+  void note(const Status& status) {
+    if (status_.ok()) status_ = status;
+  }
+  void note(cudaError_t error, const char* what) { note(cuda_status(error, what)); }
+  template <class T>
+  T* scratch(DeviceMemory& memory, size_t count, const char* what) {
+    if (memory.bytes() < count * sizeof(T)) forget_graphs();
+    note(memory.reserve(count * sizeof(T), what));
+    return memory.get<T>();
+  }
+
+  void forget_graphs();
+  Status send_rope(const RopeView& rope);
+  void finish_gated();
+  cuda::QuantizedRows quantize(const LinearInput& x, int columns);
+  const float* floats(const LinearInput& x, int columns);
+  void integer_products(std::span<const cuda::Product> products, const LinearInput& x);
+  void float_products(std::span<const cuda::Product> products, const LinearInput& x);
+  bool use_cublas(const cuda::Product& product, const LinearInput& x);
+  void cublas_product(const cuda::Product& product, const float* x, int rows);
+
+  BackendOptions options_;
+  cudaDeviceProp device_;
+  cudaStream_t stream_;
+  ThreadPool threads_;  // for packing weights
+  Cublas cublas_;
+  Status status_;
+  size_t pool_bytes_ = SIZE_MAX;  // what the plan leaves for pages
+  CudaBatch batch_;
+  std::map<StepKey, Step> steps_;
+  Mode mode_ = Mode::kDirect;
+  Step* step_ = nullptr;
+  int blocks_ = 1;  // of 256 rows, that attention is launched for
+  int heads_ = 0;
+  Gated gated_;
+  // Scratch, kept between calls.
+  DeviceMemory q_, scales_, gate_, up_, normed_, decoded_, blas_out_, partials_, rope_memory_;
+  cuda::DeviceRope rope_{};
+  const float* rope_source_ = nullptr;
+  int64_t rope_distances_ = -1;
+};
+
+// ---- memory ----
+
+Result<std::string> CudaBackend::plan(const ModelSource& source, const MemoryWanted& wanted) {
+  const ModelConfig& c = source.config;
+  size_t weights = 0;
+  const auto add = [&](const MatrixView& view) {
+    if (view.data != nullptr) weights += cuda::packed_layout(view.type, view.rows, view.columns).bytes;
+  };
+  add(source.embedding);
+  if (!source.tied_output) add(source.output);
+  for (const LayerTensors& t : source.layers)
+    for (const MatrixView* view : {&t.attention_norm, &t.wq, &t.wk, &t.wv, &t.wo, &t.bq, &t.bk, &t.bv, &t.bo,
+                                   &t.ffn_norm, &t.gate, &t.up, &t.down})
+      add(*view);
+  const auto rows = static_cast<size_t>(wanted.rows);
+  const size_t most_columns = static_cast<size_t>(std::max({c.model_dim, c.heads * c.head_dim, c.ffn_dim}));
+  const size_t floats =
+      rows * (c.model_dim + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + 3 * c.ffn_dim) +
+      size_t{16} * (static_cast<size_t>(c.model_dim) + c.vocab_size);
+  const size_t scratch = floats * 4 + rows * most_columns * 2 + kAttentionBytes;
+  size_t free = 0;
+  size_t total = 0;
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaMemGetInfo(&free, &total), "asking for free memory"));
+  const size_t page = kv_page_bytes(wanted.type, c.head_dim);
+  const size_t least_pages = static_cast<size_t>(2) * c.layers * c.kv_heads * page;  // one in every lane
+  const size_t fixed = weights + scratch + kSpareBytes;
+  const auto mb = [](size_t bytes) { return (bytes + (size_t{1} << 20) - 1) >> 20; };
+  if (free < fixed + least_pages)
+    return Status::error(
+        fmt::format("{}: does not fit the GPU: {} MiB of weights, {} of scratch, {} kept free and {} of "
+                    "pages wanted, {} of {} MiB "
+                    "free on {}",
+                    source.path, mb(weights), mb(scratch), mb(kSpareBytes), mb(least_pages), mb(free),
+                    mb(total), device_.name));
+  // Half of what is left, so that a second model finds room.
+  pool_bytes_ = std::min(wanted.cache_bytes, std::max(least_pages, (free - fixed) / 2));
+  return fmt::format("{}: weights {} MiB, pages {} MiB, scratch {} MiB; {} of {} MiB free", name(),
+                     mb(weights), mb(pool_bytes_), mb(scratch), mb(free), mb(total));
+}
+
+Result<std::unique_ptr<Weight>> CudaBackend::prepare(const MatrixView& view) {
+  const size_t bytes = cuda::packed_layout(view.type, view.rows, view.columns).bytes;
+  std::vector<std::byte> packed(bytes);
+  threads_.run(cuda::packed_tiles(view.rows),
+               [&](int64_t begin, int64_t end, int) { cuda::pack(view, begin, end, packed.data()); });
+  DeviceMemory memory;
+  KVFOLD_RETURN_IF_ERROR(memory.reserve(bytes, "a weight"));
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaMemcpy(memory.get(), packed.data(), bytes, cudaMemcpyHostToDevice),
+                                     "sending a weight"));
+  const cuda::PackedView device = cuda::packed_view(view.type, view.rows, view.columns, memory.get());
+  return std::unique_ptr<Weight>(new CudaWeight(device, std::move(memory)));
+}
+
+Result<std::shared_ptr<float>> CudaBackend::allocate(size_t count) {
+  auto memory = std::make_shared<DeviceMemory>();
+  KVFOLD_RETURN_IF_ERROR(memory->reserve(std::max(count, size_t{1}) * sizeof(float), "activations"));
+  // Recorded steps may name memory that was there before and is here again.
+  forget_graphs();
+  return std::shared_ptr<float>(memory, memory->get<float>());
+}
+
+Result<std::shared_ptr<PagePool>> CudaBackend::make_pool(CacheType type, int head_dim, size_t budget_bytes) {
+  const size_t page = kv_page_bytes(type, head_dim);
+  const size_t bytes = std::min(budget_bytes, pool_bytes_) / page * page;
+  DeviceMemory memory;
+  KVFOLD_RETURN_IF_ERROR(memory.reserve(std::max(bytes, page), "cache pages"));
+  return PagePool::create(type, head_dim, std::make_unique<DevicePages>(std::move(memory), stream_), bytes);
+}
+
+void CudaBackend::upload(std::span<const float> from, float* to) {
+  note(cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream_), "upload");
+  note(cudaStreamSynchronize(stream_), "upload");
+}
+
+void CudaBackend::download(const float* from, std::span<float> to) {
+  if (from == gated_.out) finish_gated();
+  note(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_), "download");
+  note(cudaStreamSynchronize(stream_), "download");
+  if (!status_.ok()) std::fill(to.begin(), to.end(), 0.0F);
+}
+
+// ---- passes ----
+
+void CudaBackend::forget_graphs() {
+  for (auto& [key, step] : steps_)
+    if (step.graph != nullptr) cudaGraphExecDestroy(step.graph);
+  steps_.clear();
+  step_ = nullptr;
+}
+
+Status CudaBackend::send_rope(const RopeView& rope) {
+  if (rope.key_cos == rope_source_ && rope.distances == rope_distances_) return {};
+  const auto pairs = static_cast<size_t>(rope.pairs);
+  const size_t keys = pairs * kPageRows;
+  const size_t queries = pairs * rope.distances;
+  const size_t wanted = pairs * sizeof(double) + 2 * (keys + queries) * sizeof(float);
+  if (wanted > rope_memory_.bytes())
+    KVFOLD_RETURN_IF_ERROR(rope_memory_.reserve(2 * wanted, "tables of RoPE"));
+  forget_graphs();  // the addresses and the reach are arguments of recorded kernels
+  auto* frequencies = rope_memory_.get<double>();
+  auto* next = reinterpret_cast<float*>(frequencies + pairs);
+  const auto send = [&](const float* from, size_t count) {
+    note(cudaMemcpyAsync(next, from, count * sizeof(float), cudaMemcpyHostToDevice, stream_),
+         "sending tables of RoPE");
+    return std::exchange(next, next + count);
+  };
+  note(
+      cudaMemcpyAsync(frequencies, rope.frequencies, pairs * sizeof(double), cudaMemcpyHostToDevice, stream_),
+      "sending tables of RoPE");
+  const float* key_cos = send(rope.key_cos, keys);
+  const float* key_sin = send(rope.key_sin, keys);
+  const float* query_cos = send(rope.query_cos, queries);
+  const float* query_sin = send(rope.query_sin, queries);
+  rope_ = {key_cos, key_sin, query_cos, query_sin, frequencies, rope.distances, rope.pairs, rope.interleaved};
+  rope_source_ = rope.key_cos;
+  rope_distances_ = rope.distances;
+  return cuda_status(cudaStreamSynchronize(stream_), "sending tables of RoPE");
+}
+
+void CudaBackend::begin_pass(const Pass& pass) {
+  nvtxRangePushA(pass.tokens.size() > cuda::kMostVecRows ? "prefill" : "decode");
+  note(cudaStreamSynchronize(stream_), "a pass");
+  if (!status_.ok()) return;
+  const std::byte* before = reinterpret_cast<const std::byte*>(batch_.view().spans);
+  note(batch_.send(pass, stream_));
+  note(send_rope(pass.rope));
+  heads_ = pass.heads;
+  if (reinterpret_cast<const std::byte*>(batch_.view().spans) != before) forget_graphs();
+  // Blocks are rounded up to a power of two, so that one recorded step serves many depths.
+  blocks_ = 1;
+  while (blocks_ * kAttentionBlock < batch_.most_rows()) blocks_ *= 2;
+  mode_ = Mode::kDirect;
+  step_ = nullptr;
+  if (!status_.ok() || pass.watched || batch_.tokens() > cuda::kMostVecRows) return;
+  step_ =
+      &steps_[{pass.model, pass.activations, batch_.tokens(), static_cast<int>(pass.batch.size()), blocks_}];
+  // The first time runs as it is, and scratch memory gets its size; the second is recorded.
+  if (step_->graph != nullptr) {
+    mode_ = Mode::kPlay;
+  } else if (++step_->seen == 2) {
+    note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
+    mode_ = Mode::kRecord;
+  }
+}
+
+void CudaBackend::end_pass() {
+  finish_gated();
+  if (mode_ == Mode::kRecord) {
+    cudaGraph_t graph = nullptr;
+    note(cudaStreamEndCapture(stream_, &graph), "recording a step");
+    if (status_.ok() && step_ != nullptr) {
+      note(cudaGraphInstantiate(&step_->graph, graph, 0), "making a graph");
+    }
+    if (graph != nullptr) cudaGraphDestroy(graph);
+  }
+  if (status_.ok() && mode_ != Mode::kDirect && step_ != nullptr)
+    note(cudaGraphLaunch(step_->graph, stream_), "playing a step");
+  mode_ = Mode::kDirect;
+  note(cudaGetLastError(), "a pass");
+  nvtxRangePop();
+}
+
+// ---- operations ----
+
+void CudaBackend::embed(const Weight& table, std::span<const TokenId> ids, float* out) {
+  if (!working()) return;
+  cuda::decode_rows(view_of(table), batch_.ids(), 0, static_cast<int>(ids.size()), out, stream_);
+}
+
+void CudaBackend::rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
+                           float* out) {
+  if (working()) cuda::norm(x, weight, epsilon, rows, columns, out, stream_);
+}
+
+void CudaBackend::finish_gated() {
+  const Gated gated = std::exchange(gated_, {});
+  if (gated.out == nullptr || !working()) return;
+  cuda::swiglu(gate_.get<float>(), up_.get<float>(), static_cast<size_t>(gated.rows) * gated.columns,
+               const_cast<float*>(gated.out), stream_);
+}
+
+cuda::QuantizedRows CudaBackend::quantize(const LinearInput& x, int columns) {
+  const int groups = (columns + kGroup - 1) / kGroup;
+  const size_t all = static_cast<size_t>(x.rows) * groups;
+  const cuda::QuantizedRows out{scratch<int8_t>(q_, all * kGroup, "quantised activations"),
+                                scratch<float>(scales_, all, "quantised activations"), groups};
+  if (!working()) return out;
+  if (x.norm != nullptr) {
+    cuda::norm_quantize(x.x, x.norm, x.epsilon, x.rows, columns, out, stream_);
+  } else if (gated_.out == x.x) {
+    gated_ = {};
+    cuda::swiglu_quantize(gate_.get<float>(), up_.get<float>(), x.rows, columns, out, stream_);
+  } else {
+    cuda::quantize(x.x, x.rows, columns, out, stream_);
+  }
+  return out;
+}
+
+const float* CudaBackend::floats(const LinearInput& x, int columns) {
+  if (gated_.out == x.x) finish_gated();
+  if (x.norm == nullptr) return x.x;
+  float* out = scratch<float>(normed_, static_cast<size_t>(x.rows) * columns, "normed activations");
+  if (working()) cuda::norm(x.x, x.norm, x.epsilon, x.rows, columns, out, stream_);
+  return out;
+}
+
+void CudaBackend::integer_products(std::span<const cuda::Product> products, const LinearInput& x) {
+  if (products.empty()) return;
+  const cuda::QuantizedRows q = quantize(x, products[0].weight.columns);
+  if (!working()) return;
+  if (x.rows > cuda::kMostVecRows) {
+    for (const cuda::Product& product : products) cuda::mat_tile(product, q, x.rows, stream_);
+    return;
+  }
+  for (size_t i = 0; i < products.size();) {
+    size_t n = 1;
+    while (i + n < products.size() && n < cuda::kMostProducts &&
+           products[i + n].weight.type == products[i].weight.type)
+      ++n;
+    cuda::mat_vec(&products[i], static_cast<int>(n), q, x.rows, stream_);
+    i += n;
+  }
+}
+
+void CudaBackend::float_products(std::span<const cuda::Product> products, const LinearInput& x) {
+  if (products.empty()) return;
+  const float* from = floats(x, products[0].weight.columns);
+  if (!working()) return;
+  for (const cuda::Product& product : products) cuda::mat_float(product, from, x.rows, stream_);
+}
+
+void CudaBackend::cublas_product(const cuda::Product& product, const float* x, int rows) {
+  const auto outputs = static_cast<size_t>(product.weight.rows);
+  float* w = scratch<float>(decoded_, outputs * product.weight.columns, "a weight in f32");
+  float* y = scratch<float>(blas_out_, outputs * rows, "a product of cuBLAS");
+  if (!working()) return;
+  cuda::decode_rows(product.weight, nullptr, 0, product.weight.rows, w, stream_);
+  note(cublas_.product(w, x, rows, product.weight.rows, product.weight.columns, y));
+  if (working()) cuda::finish_product(y, product, rows, stream_);
+}
+
+// Decides on first use, where that is asked for: each way runs twice, and the second time counts.
+bool CudaBackend::use_cublas(const cuda::Product& product, const LinearInput& x) {
+  if (x.rows <= cuda::kMostVecRows || options_.prefill == Prefill::kTiles) return false;
+  const Status opened = cublas_.open(stream_);
+  if (options_.prefill == Prefill::kCublas) {
+    note(opened);
+    return opened.ok();
+  }
+  options_.prefill = Prefill::kTiles;
+  if (!opened.ok() || product.accumulate) return false;
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  note(cudaEventCreate(&begin), "timing");
+  note(cudaEventCreate(&end), "timing");
+  const auto time = [&](auto run) {
+    float milliseconds = 0;
+    for (int round = 0; round < 2; ++round) {
+      note(cudaEventRecord(begin, stream_), "timing");
+      run();
+      note(cudaEventRecord(end, stream_), "timing");
+      note(cudaEventSynchronize(end), "timing");
+      note(cudaEventElapsedTime(&milliseconds, begin, end), "timing");
+    }
+    return milliseconds;
+  };
+  const float tiles = time([&] { integer_products({&product, 1}, x); });
+  const float blas = time([&] { cublas_product(product, floats(x, product.weight.columns), x.rows); });
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  if (blas < tiles) options_.prefill = Prefill::kCublas;
+  return blas < tiles;
+}
+
+void CudaBackend::linear(std::span<const Linear> products, const LinearInput& x) {
+  if (mode_ == Mode::kPlay || !status_.ok() || products.empty()) return;
+  const Range range("linear");
+  if (gated_.out != nullptr && gated_.out != x.x) finish_gated();
+  std::vector<cuda::Product> integers;
+  std::vector<cuda::Product> rest;
+  for (const Linear& linear : products) {
+    const cuda::PackedView& weight = view_of(*linear.weight);
+    const bool in_integers = options_.cpu.precision == Precision::kInt8 && quantised(weight.type);
+    (in_integers ? integers : rest).push_back({weight, linear.bias, linear.out, linear.accumulate});
+  }
+  if (use_cublas(integers.empty() ? rest[0] : integers[0], x)) {
+    const float* from = floats(x, static_cast<int>(products[0].weight->columns()));
+    for (const std::vector<cuda::Product>* list : {&integers, &rest})
+      for (const cuda::Product& product : *list) cublas_product(product, from, x.rows);
+    return;
+  }
+  integer_products(integers, x);
+  float_products(rest, x);
+}
+
+void CudaBackend::gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) {
+  if (mode_ == Mode::kPlay || !status_.ok()) return;
+  const size_t count = static_cast<size_t>(x.rows) * gate.rows();
+  float* gate_out = scratch<float>(gate_, count, "a gate");
+  float* up_out = scratch<float>(up_, count, "a gate");
+  const std::array both = {Linear{&gate, nullptr, gate_out}, Linear{&up, nullptr, up_out}};
+  linear(both, x);
+  gated_ = {out, x.rows, static_cast<int>(gate.rows())};
+}
+
+void CudaBackend::store_kv(std::span<const BatchSequence> /*batch*/, int layer, const float* k,
+                           const float* v) {
+  if (!working()) return;
+  const Range range(fmt::format("store, layer {}", layer).c_str());
+  cuda::store_kv(batch_.view(), batch_.shape(heads_), layer, batch_.tokens(), k, v, stream_);
+}
+
+void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer, const AttentionShape& shape,
+                            const RopeView& /*rope*/, const float* q, float* out) {
+  if (!working()) return;
+  const Range range(fmt::format("attention, layer {}", layer).c_str());
+  const size_t one = cuda::attention_scratch_floats(1, blocks_, shape.heads, shape.head_dim);
+  const int most = static_cast<int>(std::max<size_t>(1, kAttentionBytes / sizeof(float) / one));
+  const int slice = std::min(most, batch_.tokens());
+  auto* partials = scratch<float>(partials_, one * static_cast<size_t>(slice), "attention");
+  if (!working()) return;
+  const size_t count = static_cast<size_t>(slice) * blocks_ * shape.heads;
+  for (int first = 0; first < batch_.tokens(); first += slice)
+    cuda::attention(batch_.view(), batch_.shape(shape.heads), rope_, layer, first,
+                    std::min(slice, batch_.tokens() - first), blocks_,
+                    1.0F / std::sqrt(static_cast<float>(shape.head_dim)), q,
+                    {partials, partials + count, partials + 2 * count}, out, stream_);
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Backend>> make_cuda_backend(const BackendOptions& options) {
+  int devices = 0;
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaGetDeviceCount(&devices), "looking for a GPU"));
+  if (devices == 0) return Status::error("cuda: no GPU found");
+  cudaDeviceProp device{};
+  KVFOLD_RETURN_IF_ERROR(
+      cuda_status(cudaGetDeviceProperties(&device, 0), "asking the GPU for its properties"));
+  if (device.major * 10 + device.minor < kLeastCapability)
+    return Status::error(fmt::format("cuda: {} has compute capability {}.{}; 7.5 or later is needed",
+                                     device.name, device.major, device.minor));
+  cudaStream_t stream = nullptr;
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaStreamCreate(&stream), "making a stream"));
+  return std::shared_ptr<Backend>(new CudaBackend(options, device, stream));
+}
+
+namespace {
+
+// This file is linked as an object, so that this runs. The tests' executor adds it by another name.
+#if defined(KVFOLD_SIMT)
+constexpr const char* kBackendName = "simt";
+#else
+constexpr const char* kBackendName = "cuda";
+#endif
+[[maybe_unused]] const bool kAdded = add_backend(kBackendName, make_cuda_backend);
+
+}  // namespace
+}  // namespace kvfold

@@ -1,0 +1,203 @@
+// The whole CUDA backend on the executor: sessions on it give the bits of sessions on the CPU, and errors of
+// the device come out as errors.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "engine/kv/ops.h"
+#include "tests/cuda/thread_orders.h"
+#include "tests/simt/emulated_device.h"
+#include "tests/tiny_model.h"
+
+namespace kvfold::testing {
+namespace {
+
+template <class T>
+T must(Result<T> result) {
+  EXPECT_TRUE(result.ok()) << result.status().message();
+  if (!result.ok()) std::abort();
+  return std::move(*result);
+}
+
+OpenOptions on(const std::string& backend, CacheType type = CacheType::kF16, int chunk = 512) {
+  OpenOptions options;
+  options.backend = backend;
+  options.cpu.threads = 1;
+  options.session.cache_type = type;
+  options.session.cache_bytes = size_t{4} << 20;
+  options.session.chunk = chunk;
+  return options;
+}
+
+std::vector<TokenId> tokens(int count, int seed = 3) {
+  std::vector<TokenId> out;
+  for (int i = 0; i < count; ++i) out.push_back((i * 37 + seed * 11 + i * i) % 256);
+  return out;
+}
+
+// All logits of some prompts fed as a batch, then of one more token each, fed three times over forks.
+std::vector<float> run(Session& session) {
+  std::vector<float> out;
+  const auto sink = [&](int, int, std::span<const float> logits) {
+    out.insert(out.end(), logits.begin(), logits.end());
+  };
+  KvCache a = session.make_cache();
+  KvCache b = session.make_cache();
+  const std::vector<TokenId> first = tokens(35);
+  const std::vector<TokenId> second = tokens(7, 5);
+  const std::array feeds = {Feed{&a, first, Wanted::kAll}, Feed{&b, second, Wanted::kLast}};
+  EXPECT_TRUE(session.feed(feeds, sink).ok());
+  // Moved rows: a slice in the middle with a gap, and a lane that lacks some.
+  const KvSlice slice = must(extract(a, must(Selection::parse("rows=2-20", a.shape(), a.size()))));
+  KvCache c = must(insert(b, slice, 3, must(InsertPositions::parse("gap:5"))));
+  c = must(erase(c, must(Selection::parse("layers=1 heads=0 rows=4-6", c.shape(), c.size()))));
+  c = must(scale(c, 0.5, must(Selection::parse("layers=0 parts=k rows=1-3", c.shape(), c.size()))));
+  for (int round = 0; round < 4; ++round) {
+    const std::vector<TokenId> next = {static_cast<TokenId>(60 + round)};
+    const std::array steps = {Feed{&a, next, Wanted::kLast}, Feed{&c, next, Wanted::kLast}};
+    EXPECT_TRUE(session.feed(steps, sink).ok());
+  }
+  KvCache fork = c.fork();
+  EXPECT_TRUE(session.feed(std::array{Feed{&fork, second, Wanted::kLast}}, sink).ok());
+  return out;
+}
+
+struct Case {
+  TinyModelOptions model;
+  CacheType type = CacheType::kF16;
+  Precision precision = Precision::kInt8;
+};
+
+TEST(CudaBackend, SessionsGiveTheBitsOfTheCpu) {
+  std::vector<Case> cases(8);
+  cases[0].model.type = WeightType::kQ4_1;
+  cases[1].model.type = WeightType::kQ5_0;
+  cases[1].type = CacheType::kQ8;
+  cases[2].model = {
+      .architecture = "qwen2", .heads = 7, .kv_heads = 1, .head_dim = 32, .type = WeightType::kQ8_0};
+  cases[2].type = CacheType::kF32;
+  cases[3].model = {.heads = 8, .kv_heads = 2, .head_dim = 32, .ffn_dim = 512, .type = WeightType::kQ4_K};
+  cases[4].model = {
+      .heads = 8, .kv_heads = 2, .head_dim = 32, .ffn_dim = 512, .type = WeightType::kQ6_K, .tied = false};
+  cases[5].model.type = WeightType::kF16;
+  cases[6].model.type = WeightType::kF32;
+  cases[7].model.type = WeightType::kQ4_0;
+  cases[7].precision = Precision::kExact;
+  for (const Case& c : cases) {
+    TemporaryFolder folder;
+    OpenOptions cpu = on("cpu", c.type);
+    OpenOptions gpu = on("simt", c.type, 16);
+    cpu.cpu.precision = gpu.cpu.precision = c.precision;
+    const std::vector<float> expected = run(*tiny_session(folder, c.model, cpu));
+    const std::unique_ptr<Session> session = tiny_session(folder, c.model, gpu);
+    const std::vector<float> found = run(*session);
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i)
+      ASSERT_EQ(found[i], expected[i])
+          << "model of type " << static_cast<int>(c.model.type) << ", logit " << i;
+    EXPECT_GE(simt::device_use().graphs, 1) << "steps are recorded";
+  }
+  EXPECT_TRUE(no_reports());
+}
+
+TEST(CudaBackend, BatchesAndChunksDoNotShowInResults) {
+  TemporaryFolder folder;
+  const std::unique_ptr<Session> session = tiny_session(folder, {}, on("simt", CacheType::kF16, 24));
+  const std::vector<TokenId> text = tokens(40);
+  KvCache alone = session->make_cache();
+  const std::vector<float> expected = must(session->feed(alone, text));
+  std::vector<KvCache> caches;
+  for (int i = 0; i < 16; ++i) caches.push_back(session->make_cache());
+  // One token at a time, sixteen sequences side by side.
+  std::vector<float> found;
+  for (const TokenId id : text) {
+    std::vector<Feed> feeds;
+    for (KvCache& cache : caches) feeds.push_back({&cache, std::span(&id, 1), Wanted::kLast});
+    ASSERT_TRUE(session
+                    ->feed(feeds,
+                           [&](int feed, int, std::span<const float> logits) {
+                             if (feed == 11) found.assign(logits.begin(), logits.end());
+                           })
+                    .ok());
+  }
+  EXPECT_EQ(found, expected);
+}
+
+TEST(CudaBackend, CublasIsNearAndTheProbeChooses) {
+  TemporaryFolder folder;
+  const std::vector<TokenId> text = tokens(60);
+  const std::unique_ptr<Session> cpu = tiny_session(folder, {}, on("cpu"));
+  KvCache cache = cpu->make_cache();
+  const std::vector<float> expected = must(cpu->feed(cache, text));
+  for (const Prefill prefill : {Prefill::kCublas, Prefill::kAuto}) {
+    OpenOptions options = on("simt");
+    options.prefill = prefill;
+    const std::unique_ptr<Session> gpu = tiny_session(folder, {}, options);
+    KvCache other = gpu->make_cache();
+    const std::vector<float> found = must(gpu->feed(other, text));
+    double error = 0;
+    double squares = 0;
+    for (size_t i = 0; i < found.size(); ++i) {
+      error += std::pow(found[i] - expected[i], 2);
+      squares += std::pow(expected[i], 2);
+    }
+    // f32 activations against int8 ones. Observed: see the message of a failure.
+    EXPECT_LT(std::sqrt(error / squares), 0.1);
+    if (prefill == Prefill::kCublas) {
+      EXPECT_GT(error, 0) << "it is another arithmetic";
+    }
+  }
+}
+
+TEST(CudaBackend, PlansItsMemoryAndRefusesWhatDoesNotFit) {
+  TemporaryFolder folder;
+  OpenOptions options = on("simt");
+  std::string line;
+  options.notice = [&](const std::string& text) { line = text; };
+  tiny_session(folder, {}, options);
+  EXPECT_NE(line.find("MiB free"), std::string::npos) << line;
+  simt::set_device_memory(size_t{200} << 20);
+  const std::string path = folder.write("tiny.gguf", tiny_model({}).build());
+  const Result<std::unique_ptr<Session>> refused = open_session(path, options);
+  simt::reset_device();
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.status().message().find("does not fit the GPU"), std::string::npos)
+      << refused.status().message();
+}
+
+TEST(CudaBackend, FailuresOfTheDeviceAreErrors) {
+  for (const simt::Call call : {simt::Call::kMalloc, simt::Call::kMemcpy, simt::Call::kLaunch,
+                                simt::Call::kGraph, simt::Call::kSynchronize, simt::Call::kMallocHost})
+    for (const int nth : {1, 5, 30}) {
+      simt::reset_device();
+      TemporaryFolder folder;
+      const std::string path = folder.write("tiny.gguf", tiny_model({}).build());
+      bool failed = false;
+      {
+        Result<std::unique_ptr<Session>> session = open_session(path, on("simt"));
+        ASSERT_TRUE(session.ok());
+        KvCache cache = (*session)->make_cache();
+        simt::fail_call(call, nth);
+        for (int i = 0; i < 4 && !failed; ++i)
+          failed = !(*session)->feed(cache, std::vector<TokenId>{static_cast<TokenId>(i)}).ok();
+      }
+      // Not every call comes thirty times.
+      if (nth == 1 || call == simt::Call::kLaunch) {
+        EXPECT_TRUE(failed) << "call " << static_cast<int>(call) << ", " << nth;
+      }
+    }
+  simt::reset_device();
+}
+
+TEST(CudaBackend, WithoutAGpuTheErrorSaysSo) {
+  simt::set_device_count(0);
+  const Result<std::shared_ptr<Backend>> backend = make_backend("simt", {});
+  simt::reset_device();
+  ASSERT_FALSE(backend.ok());
+  const Result<std::shared_ptr<Backend>> unknown = make_backend("vulkan", {});
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_NE(unknown.status().message().find("cpu, simt"), std::string::npos) << unknown.status().message();
+}
+
+}  // namespace
+}  // namespace kvfold::testing
