@@ -162,7 +162,7 @@ class Fixture {
            rope,
            queries,
            c_.group,
-           positions_[static_cast<size_t>(c_.rows - 2 + token)],
+           positions_[static_cast<size_t>(c_.rows) - 2 + static_cast<size_t>(token)],
            scale,
            b * kAttentionBlock,
            std::min((b + 1) * kAttentionBlock, rows)},
