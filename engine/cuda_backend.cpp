@@ -32,6 +32,7 @@ class CudaWeight final : public Weight {
   CudaWeight(const cuda::PackedView& view, DeviceMemory memory)
       : Weight(view.rows, view.columns), view_(view), memory_(std::move(memory)) {}
   const cuda::PackedView& view() const { return view_; }
+  bool copied() const override { return true; }
 
  private:
   cuda::PackedView view_;

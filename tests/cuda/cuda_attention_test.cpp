@@ -5,6 +5,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
+#include <span>
 
 #include "engine/random.h"
 #include "engine/rope.h"
@@ -143,6 +145,12 @@ class Fixture {
       }
   }
 
+  static SpanRange behind(const std::vector<KvSpan>& spans, int rows) {
+    const KvSpan* span = spans.data();
+    while (rows >= span->count) rows -= span++->count;
+    return {span, rows};
+  }
+
   std::vector<float> attend(const RopeView& rope, int token, int head, float scale, const float* queries) {
     const std::vector<KvSpan>& keys = tables_[2 * static_cast<size_t>(head)];
     const std::vector<KvSpan>& values = tables_[2 * static_cast<size_t>(head) + 1];
@@ -155,18 +163,28 @@ class Fixture {
     std::vector<float> parts(partials * c_.head_dim);
     for (int b = 0; b < blocks; ++b) {
       const size_t at = static_cast<size_t>(b) * c_.group;
-      plain().attention_block(
-          {{arena_.data(), page_bytes_, c_.type, c_.head_dim},
-           {keys.data(), values.data(), static_cast<int>(keys.size()), static_cast<int>(values.size())},
-           positions_.data(),
-           rope,
-           queries,
-           c_.group,
-           positions_[static_cast<size_t>(c_.rows) - 2 + static_cast<size_t>(token)],
-           scale,
-           b * kAttentionBlock,
-           std::min((b + 1) * kAttentionBlock, rows)},
-          {&largest[at], &sums[at], &parts[at * c_.head_dim]});
+      const int begin = b * kAttentionBlock;
+      const int count = std::min(kAttentionBlock, rows - begin);
+      const AttentionQuery query{queries,
+                                 positions_[static_cast<size_t>(c_.rows) - 2 + static_cast<size_t>(token)],
+                                 count,
+                                 {&largest[at], &sums[at], &parts[at * c_.head_dim]}};
+      std::vector<float> memory(attention_scratch(c_.head_dim) + 16);
+      void* scratch = memory.data();
+      size_t space = memory.size() * sizeof(float);
+      std::align(64, space - 60, scratch, space);
+      AttentionBlock block{};
+      block.pages = {arena_.data(), page_bytes_, c_.type, c_.head_dim};
+      block.keys = behind(keys, begin);
+      block.values = behind(values, begin);
+      block.positions = positions_.data();
+      block.rope = rope;
+      block.heads = c_.group;
+      block.scale = scale;
+      block.rows = count;
+      block.queries = std::span(&query, 1);
+      block.scratch = static_cast<float*>(scratch);
+      plain().attention_block(block);
     }
     std::vector<float> out(static_cast<size_t>(c_.group) * c_.head_dim);
     plain().attention_combine({largest.data(), sums.data(), parts.data()}, blocks, c_.group, c_.head_dim,

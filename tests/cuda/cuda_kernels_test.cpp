@@ -57,22 +57,24 @@ struct TestWeight {
 // Activations quantised by the plain kernels, here and on the device.
 struct TestRows {
   TestRows(const std::vector<float>& x, int rows, int columns) : groups((columns + 31) / 32) {
-    q.resize(static_cast<size_t>(rows) * groups * 32);
-    scales.resize(static_cast<size_t>(rows) * groups);
-    sums.resize(2 * scales.size());
-    for (int r = 0; r < rows; ++r)
-      plain().quantize_row(&x[static_cast<size_t>(r) * columns], columns,
-                           &q[static_cast<size_t>(r) * groups * 32], &scales[static_cast<size_t>(r) * groups],
-                           &sums[static_cast<size_t>(r) * groups * 2]);
+    panels.resize(static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows) * groups);
+    for (int r = 0; r < rows; ++r) {
+      ActivationGroup* panel = &panels[static_cast<size_t>(r / kPanelRows) * groups];
+      plain().quantize_row(&x[static_cast<size_t>(r) * columns], columns, panel, r % kPanelRows);
+      for (int g = 0; g < groups; ++g) {
+        q.insert(q.end(), panel[g].q[r % kPanelRows], panel[g].q[r % kPanelRows] + kGroup);
+        scales.push_back(panel[g].scale[r % kPanelRows]);
+      }
+    }
     device_q = std::make_unique<DeviceBuffer<int8_t>>(q);
     device_scales = std::make_unique<DeviceBuffer<float>>(scales);
   }
-  QuantizedView host() const { return {q.data(), scales.data(), sums.data(), groups}; }
+  QuantizedView host() const { return {panels.data(), groups}; }
   cuda::QuantizedRows device() const { return {device_q->get(), device_scales->get(), groups}; }
   int groups;
   std::vector<int8_t> q;
   std::vector<float> scales;
-  std::vector<int32_t> sums;
+  std::vector<ActivationGroup> panels;
   std::unique_ptr<DeviceBuffer<int8_t>> device_q;
   std::unique_ptr<DeviceBuffer<float>> device_scales;
 };
