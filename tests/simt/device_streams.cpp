@@ -4,9 +4,13 @@
 
 #include "tests/simt/device_state.h"
 #include "tests/simt/executor.h"
+#include "tests/simt/shared_variables.h"
 
 namespace simt {
 namespace {
+
+constexpr size_t kSharedMemory = 48 << 10;
+constexpr size_t kMostSharedMemory = 64 << 10;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -48,12 +52,16 @@ cudaError_t check_launch(const Launch& launch, const void* kernel) {
         std::string("kernel ") + launch.kernel + " launched with a grid or block that is too large",
         cudaErrorInvalidConfiguration);
   }
+  size_t fixed = 0;
+  for (const MemoryRange& variable : shared_variables(kernel)) fixed += variable.bytes;
+  // 48 KB in all, unless the kernel was allowed more dynamic memory; then 64 KB in all.
   const auto limit = device().shared_limits.find(kernel);
-  const size_t allowed = limit == device().shared_limits.end() ? 48 << 10 : limit->second;
-  if (launch.shared_bytes > allowed) {
-    return mistake(std::string("kernel ") + launch.kernel + " launched with " +
-                       std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory, allowed are " +
-                       std::to_string(allowed),
+  const bool more = limit != device().shared_limits.end();
+  if (fixed > kSharedMemory || fixed + launch.shared_bytes > (more ? kMostSharedMemory : kSharedMemory) ||
+      (more && launch.shared_bytes > static_cast<size_t>(limit->second))) {
+    return mistake(std::string("kernel ") + launch.kernel + " launched with " + std::to_string(fixed) +
+                       " bytes of static and " + std::to_string(launch.shared_bytes) +
+                       " of dynamic shared memory, which is too much",
                    cudaErrorInvalidValue);
   }
   return cudaSuccess;
@@ -124,7 +132,7 @@ cudaError_t drain_all() {
 void enqueue_launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
                     cudaStream_t handle, std::function<void()> body) {
   CUstream_st* stream = find_stream(handle);
-  Launch launch{name, grid, block, shared_bytes, std::move(body)};
+  Launch launch{name, grid, block, shared_bytes, std::move(body), kernel};
   cudaError_t error = stream == nullptr ? cudaErrorInvalidResourceHandle : check_launch(launch, kernel);
   if (error == cudaSuccess && device().device_count == 0) error = cudaErrorNoDevice;
   if (error == cudaSuccess) {

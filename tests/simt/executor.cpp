@@ -11,12 +11,7 @@
 #include "tests/simt/device_code.h"
 #include "tests/simt/fiber.h"
 #include "tests/simt/sanitizers.h"
-
-// The section's bounds, from the linker; both null in a program whose kernels have no static shared memory.
-// NOLINTBEGIN(bugprone-reserved-identifier): the linker's names.
-extern "C" std::byte __start_simt_shared[] __attribute__((weak));
-extern "C" std::byte __stop_simt_shared[] __attribute__((weak));
-// NOLINTEND(bugprone-reserved-identifier)
+#include "tests/simt/shared_variables.h"
 
 namespace simt {
 namespace {
@@ -54,7 +49,7 @@ bool same_site(const Site& a, const Site& b) {
   return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
-// Without memset: AddressSanitizer's would complain of the redzones that lie in the section too.
+// Without memset, which sanitizers take for an access of the program.
 SIMT_UNSANITIZED void fill_with_ones(std::byte* to, size_t bytes) {
 #if defined(__x86_64__)
   asm volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(0xFF) : "memory");
@@ -229,8 +224,9 @@ void Executor::start_block(uint32_t block) {
     threads[id].in_kernel = false;
     if (!threads[id].fiber.started()) threads[id].fiber.start(fiber_entry);
   }
-  const MemoryRange statics = static_shared_memory();
-  fill_with_ones(statics.begin, statics.bytes);
+  for (const MemoryRange& variable : shared_variables(launch_->function)) {
+    fill_with_ones(variable.begin, variable.bytes);
+  }
   fill_with_ones(dynamic_shared_, launch_->shared_bytes);
   if (observer != nullptr) observer->block_begins(block, dynamic_shared_, launch_->shared_bytes);
   ++counters.blocks;
@@ -538,12 +534,6 @@ void report_in_thread(const std::string& fault, const std::string& place) {
 bool has_faulted() { return executor().faulted(); }
 Counters counters() { return executor().counters; }
 void set_observer(Observer* observer) { executor().observer = observer; }
-
-MemoryRange static_shared_memory() {
-  std::byte* begin = __start_simt_shared;
-  std::byte* end = __stop_simt_shared;
-  return {begin, begin == nullptr ? 0 : static_cast<size_t>(end - begin)};
-}
 
 MemoryRange thread_stack(int thread) {
   return {const_cast<std::byte*>(executor().threads[thread].fiber.stack()), Fiber::stack_bytes()};

@@ -34,6 +34,8 @@ struct Launch {
   dim3 grid, block;
   size_t shared_bytes;         // dynamic shared memory
   std::function<void()> body;  // calls the kernel; runs once in every thread
+  // The kernel, whose __shared__ variables are then known; null: it has none.
+  const void* function = nullptr;
 };
 
 // Runs a whole grid. False when a fault was reported; the rest of the grid is then not run.
@@ -76,12 +78,10 @@ class Observer {
 };
 void set_observer(Observer* observer);
 
-// Static shared memory of all kernels in the program: the section that __shared__ puts variables in.
 struct MemoryRange {
   std::byte* begin;
   size_t bytes;
 };
-MemoryRange static_shared_memory();
 // The stack of a thread of the block.
 MemoryRange thread_stack(int thread);
 

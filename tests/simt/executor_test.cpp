@@ -236,20 +236,39 @@ TEST_F(ExecutorTest, OrdersAreWhatTheySay) {
 
 // ---- shared memory ----
 
-void leave_traces(std::vector<float>& found, int n) {
-  __shared__ float fixed[64];
+template <int kSize>
+__global__ void leave_traces(float* found) {
+  __shared__ float fixed[kSize];
   KVFOLD_DYNAMIC_SHARED(float, dynamic);
+  const unsigned n = blockIdx.x * blockDim.x + threadIdx.x;
   found[n * 2] = fixed[threadIdx.x];
   found[n * 2 + 1] = dynamic[threadIdx.x];
   fixed[threadIdx.x] = 1.0F;
   dynamic[threadIdx.x] = 2.0F;
 }
+__global__ void leave_more_traces(float* found) {
+  __shared__ float fixed[64];
+  const unsigned n = blockIdx.x * blockDim.x + threadIdx.x;
+  found[n * 2] = found[n * 2 + 1] = fixed[threadIdx.x];
+  fixed[threadIdx.x] = 1.0F;
+}
 
 TEST_F(ExecutorTest, SharedMemoryBeginsAsNaNInEveryBlock) {
-  std::vector<float> found(3 * 64 * 2, 0.0F);
-  ASSERT_TRUE(run(
-      3, 64, [&] { leave_traces(found, static_cast<int>(blockIdx.x * 64 + threadIdx.x)); }, 64 * 4));
-  for (const float value : found) EXPECT_TRUE(std::isnan(value));
+  constexpr size_t kBytes = 3 * 64 * 2 * sizeof(float);
+  float* device = nullptr;
+  ASSERT_EQ(cudaMalloc(&device, kBytes), cudaSuccess);
+  std::vector<float> found(kBytes / 4);
+  for (const bool in_template : {false, true}) {
+    ASSERT_EQ(cudaMemset(device, 0, kBytes), cudaSuccess);
+    if (in_template) {
+      KVFOLD_LAUNCH(leave_traces<64>, 3, 64, 256, nullptr, device);
+    } else {
+      KVFOLD_LAUNCH(leave_more_traces, 3, 64, 0, nullptr, device);
+    }
+    ASSERT_EQ(cudaMemcpy(found.data(), device, kBytes, cudaMemcpyDeviceToHost), cudaSuccess);
+    for (const float value : found) EXPECT_TRUE(std::isnan(value)) << in_template;
+  }
+  EXPECT_EQ(cudaFree(device), cudaSuccess);
 }
 
 // ---- faults. Each leaves the executor ready for the next launch, and its clean twin is silent ----

@@ -107,7 +107,7 @@ __global__ void return_before_barrier(const float* in, float* out, bool planted)
 
 // As in a helper that sees a pointer and no array.
 __device__ float read_at(const float* row, unsigned column) {
-  return row[column];  // FAULT shared_out_of_bounds
+  return row[column];  // FAULT shared_out_of_bounds // FAULT template_shared_out_of_bounds
 }
 
 __global__ void shared_out_of_bounds(const float* in, float* out, bool planted) {
@@ -145,6 +145,41 @@ __global__ void uninitialised_shared(const float* in, float* out, bool planted) 
   if (threadIdx.x % 32 == 0 && !(planted && threadIdx.x == 64)) part[threadIdx.x / 32] = in[element()];
   __syncthreads();
   out[element()] = part[0] + part[1] + part[2] + part[3];  // FAULT uninitialised_shared
+}
+
+// GCC does not treat the variables of templates as it does others.
+template <int kStride>
+__global__ void template_missing_barrier(const float* in, float* out, bool planted) {
+  __shared__ float tile[kThreads];
+  tile[threadIdx.x] = in[element()];
+  if (!planted) __syncthreads();
+  out[element()] = tile[(threadIdx.x + kStride) % kThreads];  // FAULT template_missing_barrier
+}
+
+template <int kWarps>
+__global__ void template_uninitialised_shared(const float* in, float* out, bool planted) {
+  __shared__ float part[kWarps];
+  if (threadIdx.x % 32 == 0 && !(planted && threadIdx.x == 64)) part[threadIdx.x / 32] = in[element()];
+  __syncthreads();
+  float sum = 0;
+  for (const float& value : part) sum += value;  // FAULT template_uninitialised_shared
+  out[element()] = sum;
+}
+
+template <int kSize>
+__global__ void template_shared_out_of_bounds(const float* in, float* out, bool planted) {
+  __shared__ float tile[kSize];
+  tile[threadIdx.x] = in[element()];
+  __syncthreads();
+  float (*volatile helper)(const float*, unsigned) = read_at;
+  out[element()] = helper(tile, threadIdx.x + (planted ? 1 : 0));
+}
+
+float counter = 0;
+
+__global__ void static_variable(const float* in, float* out, bool planted) {
+  if (planted && threadIdx.x == 0) counter = in[element()];  // FAULT static_variable
+  out[element()] = in[element()] + counter * 0.0F;
 }
 
 __global__ void copy(const float* in, float* out, bool /*planted*/) {
@@ -185,6 +220,10 @@ const Case kCases[] = {
     {"device_write_before_begin", device_write_before_begin},
     {"misaligned_wide_load", misaligned_wide_load},
     {"uninitialised_shared", uninitialised_shared},
+    {"template_missing_barrier", template_missing_barrier<37>},
+    {"template_uninitialised_shared", template_uninitialised_shared<4>},
+    {"template_shared_out_of_bounds", template_shared_out_of_bounds<kThreads>},
+    {"static_variable", static_variable},
     {"host_pointer", copy},
     {"freed_memory", copy},
     {"order_of_threads", order_of_threads},

@@ -114,6 +114,12 @@ INSTANTIATE_TEST_SUITE_P(
         Expected{"device_write_before_begin", "shadow", kElsewhere},
         Expected{"misaligned_wide_load", "asan", "misaligned address"},
         Expected{"uninitialised_shared", "shadow", "shared memory that no thread of the block has written"},
+        Expected{"template_missing_barrier", "tsan", kRace},
+        Expected{"template_missing_barrier", "shadow", "shared memory"},
+        Expected{"template_uninitialised_shared", "shadow",
+                 "shared memory that no thread of the block has written"},
+        Expected{"template_shared_out_of_bounds", "asan", "global-buffer-overflow"},
+        Expected{"static_variable", "shadow", "write to a static variable"},
         Expected{"host_pointer", "shadow", kElsewhere},
         Expected{"freed_memory", "asan", "heap-use-after-free"},
         Expected{"freed_memory", "shadow", kElsewhere}),
@@ -122,7 +128,8 @@ INSTANTIATE_TEST_SUITE_P(
 // Without any sanitizer, what is not written shows in the results.
 TEST(PlantedFaults, UninitialisedSharedMemoryIsNaN) {
   const Programs programs;
-  for (const char* fault : {"uninitialised_shared", "missing_barrier", "missing_warp_barrier"}) {
+  for (const char* fault : {"uninitialised_shared", "missing_barrier", "missing_warp_barrier",
+                            "template_missing_barrier", "template_uninitialised_shared"}) {
     for (const char* order : {"forward", "reverse", "shuffled:5"}) {
       const Ran ran = programs.run("plain", fault, true, order);
       EXPECT_EQ(ran.status, 4) << fault << " " << order << " " << ran.err;
@@ -163,7 +170,9 @@ INSTANTIATE_TEST_SUITE_P(Kinds, CleanTwin,
                                            "return_before_barrier", "shared_out_of_bounds",
                                            "dynamic_shared_out_of_bounds", "device_out_of_bounds",
                                            "device_write_before_begin", "misaligned_wide_load",
-                                           "uninitialised_shared", "host_pointer", "order_of_threads"),
+                                           "uninitialised_shared", "template_missing_barrier",
+                                           "template_uninitialised_shared", "template_shared_out_of_bounds",
+                                           "static_variable", "host_pointer", "order_of_threads"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

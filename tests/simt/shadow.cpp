@@ -14,6 +14,7 @@
 #include "tests/simt/emulated_device.h"
 #include "tests/simt/executor.h"
 #include "tests/simt/shadow_memory.h"
+#include "tests/simt/shared_variables.h"
 
 // NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming): names that the linker and the
 // compiler give.
@@ -80,7 +81,7 @@ class Shadow final : public Observer, public MemoryObserver {
   uint32_t launch_ = 0;
   uint32_t thread_ = 0;
   BlockClocks clocks_;
-  Watched static_shared_{};
+  std::vector<Watched> static_shared_;  // the kernel's __shared__ variables
   Watched dynamic_shared_{};
   std::map<const std::byte*, Watched> device_;  // by the allocation's begin
   Watched* last_ = nullptr;                     // of device_, where the last access was
@@ -100,6 +101,10 @@ void Shadow::launch_begins(const Launch& launch) {
     std::abort();
   }
   last_ = nullptr;
+  static_shared_.clear();
+  for (const MemoryRange& variable : shared_variables(launch.function)) {
+    static_shared_.push_back(Watched{variable.begin, std::vector<Cell>(variable.bytes)});
+  }
   if (++launch_ <= Access::kMaxLaunch) return;
   // The numbers begin again: whatever was written stays written, and is before this launch.
   launch_ = 1;
@@ -113,10 +118,7 @@ void Shadow::launch_begins(const Launch& launch) {
 
 void Shadow::block_begins(uint32_t block, std::byte* dynamic_shared, size_t dynamic_shared_bytes) {
   clocks_.begin(launch_, block);
-  const MemoryRange statics = static_shared_memory();
-  static_shared_.begin = statics.begin;
-  static_shared_.cells.resize(statics.bytes);
-  static_shared_.clear();
+  for (Watched& variable : static_shared_) variable.clear();
   dynamic_shared_.clear();
   dynamic_shared_.begin = dynamic_shared;
   dynamic_shared_.cells.resize(dynamic_shared_bytes);
@@ -145,7 +147,9 @@ Watched* Shadow::find_on_device(const void* address) {
 Watched* Shadow::find(const void* address, bool& shared) {
   shared = true;
   if (dynamic_shared_.holds(address)) return &dynamic_shared_;
-  if (static_shared_.holds(address)) return &static_shared_;
+  for (Watched& variable : static_shared_) {
+    if (variable.holds(address)) return &variable;
+  }
   shared = false;
   return find_on_device(address);
 }
@@ -179,12 +183,15 @@ void Shadow::access(const void* address, size_t bytes, bool writes, bool atomic,
   }
 }
 
-// The thread's own stack and the program's constants and __device__ variables are fine, and nothing else is.
+// The thread's own stack is fine, and reading the program's constants, and nothing else is.
 void Shadow::check_elsewhere(const void* address, size_t bytes, bool writes, uint32_t site) {
   const auto* at = static_cast<const std::byte*>(address);
   const MemoryRange stack = thread_stack(static_cast<int>(thread_));
   if (at >= stack.begin && at < stack.begin + stack.bytes) return;
-  if (at >= __executable_start && at < end) return;
+  if (at >= __executable_start && at < end) {
+    if (writes) say("write to a static variable that is no __shared__ variable of the kernel", site);
+    return;
+  }
   say(std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) +
           " bytes that are neither the device's, nor shared, nor the thread's own",
       site);

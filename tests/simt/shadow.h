@@ -7,6 +7,7 @@
 //   - two accesses, one of them a write, that no barrier, shuffle or vote orders: within a warp, a block, or
 //   between blocks
 //   - a read of shared memory that no thread of the block has written
+//   - a write to a static variable other than the kernel's own __shared__ ones
 //   - an access to memory that is neither the device's nor shared nor the thread's own (an index out of
 //   bounds, a host
 //     pointer, memory that was freed), or to an address that is no multiple of its size

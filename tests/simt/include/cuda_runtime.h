@@ -27,9 +27,9 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// One copy for all blocks, which run one after the other. A function that uses it needs internal linkage: GCC
-// does not put variables of inline functions and others into one section.
-#define __shared__ static __attribute__((section("simt_shared")))
+// One copy for all blocks, which run one after the other. shared_variables.h finds them, in the kernel itself
+// alone.
+#define __shared__ static
 
 #define threadIdx (::simt::thread_index)
 #define blockIdx (::simt::block_index)
