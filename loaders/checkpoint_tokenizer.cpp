@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <unordered_map>
 
 #include "engine/file.h"
 #include "engine/printable.h"
 #include "loaders/json.h"
+#include "loaders/limits.h"
+#include "loaders/sentencepiece_model.h"
 #include "loaders/tokenizer_pipeline.h"
 
 namespace kvfold {
@@ -29,24 +32,22 @@ bool exists(const std::string& path) {
 
 class VocabularyReader {
  public:
-  VocabularyReader(const std::string& folder, const CheckpointConfig& config, JsonObject json)
-      : folder_(folder), config_(config), json_(std::move(json)), strings_(std::make_shared<Strings>()) {}
-
-  Result<CheckpointVocabulary> read() {
-    KVFOLD_ASSIGN_OR_RETURN(const JsonObject model, json_.object("model"));
-    KVFOLD_ASSIGN_OR_RETURN(const TokenizerPipeline pipeline, read_tokenizer_pipeline(json_));
-    out_.model = pipeline.byte_fallback ? "llama" : "gpt2";
-    out_.pre_tokenizer = pipeline.pre_tokenizer;
-    out_.space_prefix = pipeline.space_prefix;
+  // `path`: tokenizer.json or tokenizer.model.
+  VocabularyReader(std::string path, const CheckpointConfig& config)
+      : path_(std::move(path)),
+        folder_(std::filesystem::path(path_).parent_path().string()),
+        config_(config),
+        strings_(std::make_shared<Strings>()) {
     strings_->tokens.resize(static_cast<size_t>(config_.model.vocab_size));
     out_.types.assign(strings_->tokens.size(), TokenType::kUnused);
-    KVFOLD_RETURN_IF_ERROR(read_tokens(model));
-    KVFOLD_RETURN_IF_ERROR(read_added());
-    name_unused();
-    KVFOLD_RETURN_IF_ERROR(read_merges(model));
-    KVFOLD_RETURN_IF_ERROR(read_unknown(model));
-    if (pipeline.byte_fallback) make_like_llama();
-    KVFOLD_RETURN_IF_ERROR(read_ends(pipeline));
+  }
+
+  Result<CheckpointVocabulary> read() {
+    if (std::filesystem::path(path_).extension() == ".json") {
+      KVFOLD_RETURN_IF_ERROR(read_json());
+    } else {
+      KVFOLD_RETURN_IF_ERROR(read_model_file());
+    }
     KVFOLD_RETURN_IF_ERROR(read_chat_template());
     out_.tokens.assign(strings_->tokens.begin(), strings_->tokens.end());
     out_.merges.assign(strings_->merges.begin(), strings_->merges.end());
@@ -55,19 +56,97 @@ class VocabularyReader {
   }
 
  private:
+  Status read_json() {
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::open(path_));
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject model, json.object("model"));
+    KVFOLD_ASSIGN_OR_RETURN(const TokenizerPipeline pipeline, read_tokenizer_pipeline(json));
+    out_.model = pipeline.byte_fallback ? "llama" : "gpt2";
+    out_.pre_tokenizer = pipeline.pre_tokenizer;
+    out_.space_prefix = pipeline.space_prefix;
+    out_.one_space = pipeline.one_space;
+    KVFOLD_RETURN_IF_ERROR(read_tokens(model));
+    KVFOLD_RETURN_IF_ERROR(read_added(json));
+    name_unused();
+    KVFOLD_RETURN_IF_ERROR(read_merges(model));
+    KVFOLD_RETURN_IF_ERROR(read_unknown(model));
+    if (pipeline.byte_fallback) type_like_llama();
+    out_.bos = config_.bos;
+    out_.add_bos = !pipeline.begin_token.empty();
+    out_.add_eos = !pipeline.end_token.empty();
+    return read_ends(json, pipeline);
+  }
+
+  // As the Llama tokenizers of transformers take it: added tokens stand in files beside it.
+  Status read_model_file() {
+    KVFOLD_ASSIGN_OR_RETURN(SentencePieceModel model, read_sentencepiece_model(path_));
+    const size_t pieces = model.source.tokens.size();
+    if (config_.model.vocab_size > 0 && pieces > strings_->tokens.size())
+      return Status::error(fmt::format("{}: found {} pieces, expected at most config.json's vocab_size, {}",
+                                       path_, pieces, config_.model.vocab_size));
+    std::vector<TokenType> types = std::move(out_.types);
+    types.resize(std::max(pieces, types.size()), TokenType::kUnused);
+    std::ranges::copy(model.source.types, types.begin());
+    strings_->tokens.resize(types.size());
+    for (size_t i = 0; i < pieces; ++i) {
+      strings_->tokens[i] = model.source.tokens[i];
+      ids_.try_emplace(strings_->tokens[i], static_cast<TokenId>(i));
+    }
+    out_ = std::move(model.source);
+    out_.types = std::move(types);
+    if (config_.bos >= 0) out_.bos = config_.bos;
+    KVFOLD_RETURN_IF_ERROR(read_added_beside());
+    name_unused();
+    out_.scores.resize(strings_->tokens.size(), 0);
+    return read_ends({}, {});
+  }
+
+  // added_tokens.json: {text: id}. tokenizer_config.json: {"added_tokens_decoder": {id: {"content": text}}},
+  // and "legacy": false, with which only the text as a whole gets a space before it.
+  Status read_added_beside() {
+    const std::string added = folder_ + "/added_tokens.json";
+    if (exists(added)) {
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::open(added));
+      for (const auto& [text, id] : json.value().items())
+        KVFOLD_RETURN_IF_ERROR(place(json, text, text, id, TokenType::kControl));
+    }
+    const std::string path = folder_ + "/tokenizer_config.json";
+    if (!exists(path)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
+    KVFOLD_ASSIGN_OR_RETURN(const bool legacy, config.flag("legacy", true));
+    if (!legacy && out_.space_prefix == SpacePrefix::kSegment) out_.space_prefix = SpacePrefix::kText;
+    if (!config.has("added_tokens_decoder")) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject decoder, config.object("added_tokens_decoder"));
+    for (const auto& [key, value] : decoder.value().items()) {
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject token, decoder.object(key));
+      const Json id = Json::parse(key, nullptr, /*allow_exceptions=*/false);
+      KVFOLD_ASSIGN_OR_RETURN(const bool special, token.flag("special", false));
+      KVFOLD_ASSIGN_OR_RETURN(const std::string content, added_text(token));
+      KVFOLD_RETURN_IF_ERROR(
+          place(decoder, key, content, id, special ? TokenType::kControl : TokenType::kUserDefined));
+    }
+    return {};
+  }
+
   Status place(const JsonObject& where, const std::string& key, const std::string& text, const Json& id,
                TokenType type) {
-    const size_t size = strings_->tokens.size();
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= size)
-      return where.wrong(key, id, fmt::format("an id below config.json's vocab_size, {}", size));
+    const bool bounded = config_.model.vocab_size > 0;
+    const size_t most = bounded ? strings_->tokens.size() : static_cast<size_t>(kMostWidth);
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= most)
+      return where.wrong(key, id,
+                         fmt::format("an id below {}{}", bounded ? "config.json's vocab_size, " : "", most));
     const auto index = id.get<uint64_t>();
+    if (index >= strings_->tokens.size()) {
+      strings_->tokens.resize(index + 1);
+      out_.types.resize(index + 1, TokenType::kUnused);
+    }
     std::string& token = strings_->tokens[index];
     const bool taken = out_.types[index] != TokenType::kUnused;
     if (taken && token != text)
       return where.wrong(key, fmt::format("id {}", index),
                          fmt::format("another, as that is '{}'", printable(token)));
     token = text;
-    out_.types[index] = type;
+    // Llama's <unk> is listed among the added tokens too, and its bytes may be.
+    if (!taken || out_.types[index] == TokenType::kNormal) out_.types[index] = type;
     ids_.try_emplace(text, static_cast<TokenId>(index));
     return {};
   }
@@ -81,22 +160,27 @@ class VocabularyReader {
     return {};
   }
 
-  Status read_added() {
-    if (!json_.has("added_tokens")) return {};
-    KVFOLD_ASSIGN_OR_RETURN(const Json* added, json_.array("added_tokens"));
+  // The text of an added token, of which some swallow white space around them or match whole words alone.
+  static Result<std::string> added_text(const JsonObject& token) {
+    KVFOLD_ASSIGN_OR_RETURN(const std::string_view content, token.string("content"));
+    if (content.empty()) return token.wrong("content", "an empty string", "a token's text");
+    for (const char* key : {"lstrip", "rstrip", "single_word"}) {
+      KVFOLD_ASSIGN_OR_RETURN(const bool set, token.flag(key, false));
+      if (set) return token.wrong(key, fmt::format("true for '{}'", printable(content)), "false");
+    }
+    return std::string(content);
+  }
+
+  Status read_added(const JsonObject& json) {
+    if (!json.has("added_tokens")) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const Json* added, json.array("added_tokens"));
     for (size_t i = 0; i < added->size(); ++i) {
-      const std::string name = fmt::format("added_tokens[{}]", i);
-      KVFOLD_ASSIGN_OR_RETURN(const JsonObject token, json_.object_in((*added)[i], name));
-      KVFOLD_ASSIGN_OR_RETURN(const std::string_view content, token.string("content"));
-      if (content.empty()) return token.wrong("content", "an empty string", "a token's text");
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject token,
+                              json.object_in((*added)[i], fmt::format("added_tokens[{}]", i)));
+      KVFOLD_ASSIGN_OR_RETURN(const std::string content, added_text(token));
       KVFOLD_ASSIGN_OR_RETURN(const bool special, token.flag("special", false));
-      // These swallow white space around the token, or match whole words alone.
-      for (const char* key : {"lstrip", "rstrip", "single_word"}) {
-        KVFOLD_ASSIGN_OR_RETURN(const bool set, token.flag(key, false));
-        if (set) return token.wrong(key, fmt::format("true for '{}'", printable(content)), "false");
-      }
       if (!token.has("id")) return token.wrong("id", "none", "an integer");
-      KVFOLD_RETURN_IF_ERROR(place(token, "id", std::string(content), token.value()["id"],
+      KVFOLD_RETURN_IF_ERROR(place(token, "id", content, token.value()["id"],
                                    special ? TokenType::kControl : TokenType::kUserDefined));
     }
     return {};
@@ -141,15 +225,9 @@ class VocabularyReader {
     return {};
   }
 
-  // SentencePiece merges the pair whose union scores highest; converters rank merges by that score, so the
-  // rank of the first merge that makes a token tells its score.
-  void make_like_llama() {
-    out_.scores.assign(strings_->tokens.size(), 0);
-    for (size_t rank = strings_->merges.size(); rank-- > 0;) {
-      std::string merged = strings_->merges[rank];
-      merged.erase(merged.find(' '), 1);
-      out_.scores[static_cast<size_t>(ids_.at(merged))] = -static_cast<float>(rank);
-    }
+  // Types as Llama's own vocabulary has them. Merges stay merges: converters rank them by score, but only the
+  // ranks tell which of two pairs with one union goes first.
+  void type_like_llama() {
     if (out_.unknown >= 0) out_.types[static_cast<size_t>(out_.unknown)] = TokenType::kUnknown;
     for (int byte = 0; byte < 256; ++byte)
       if (const auto at = ids_.find(fmt::format("<0x{:02X}>", byte)); at != ids_.end())
@@ -171,12 +249,10 @@ class VocabularyReader {
 
   // Which tokens begin and end a text and a generation. tokenizer_config.json is asked first, then the
   // post-processor, which writes them around a text, then the ids of config.json.
-  Status read_ends(const TokenizerPipeline& pipeline) {
+  // `json`: where the post-processor's tokens are named, or null.
+  Status read_ends(const std::optional<JsonObject>& json, const TokenizerPipeline& pipeline) {
     out_.end_tokens = config_.end_tokens;
-    out_.bos = config_.bos;
     if (!config_.end_tokens.empty()) out_.eos = config_.end_tokens[0];
-    out_.add_bos = !pipeline.begin_token.empty();
-    out_.add_eos = !pipeline.end_token.empty();
     const std::string path = folder_ + "/tokenizer_config.json";
     if (exists(path)) {
       KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
@@ -191,9 +267,9 @@ class VocabularyReader {
         return config.wrong("add_eos_token", "true", "false, as there is no eos_token");
     }
     if (out_.add_bos && !pipeline.begin_token.empty())
-      KVFOLD_RETURN_IF_ERROR(find(json_, "post_processor", pipeline.begin_token, out_.bos));
+      KVFOLD_RETURN_IF_ERROR(find(*json, "post_processor", pipeline.begin_token, out_.bos));
     if (out_.add_eos && !pipeline.end_token.empty())
-      KVFOLD_RETURN_IF_ERROR(find(json_, "post_processor", pipeline.end_token, out_.eos));
+      KVFOLD_RETURN_IF_ERROR(find(*json, "post_processor", pipeline.end_token, out_.eos));
     return {};
   }
 
@@ -224,9 +300,8 @@ class VocabularyReader {
     return {};
   }
 
-  const std::string& folder_;
-  const CheckpointConfig& config_;
-  JsonObject json_;
+  const std::string path_, folder_;
+  const CheckpointConfig config_;
   std::shared_ptr<Strings> strings_;
   std::unordered_map<std::string, TokenId> ids_;
   VocabularySource out_;
@@ -236,8 +311,13 @@ class VocabularyReader {
 
 Result<CheckpointVocabulary> read_checkpoint_vocabulary(const std::string& folder,
                                                         const CheckpointConfig& config) {
-  KVFOLD_ASSIGN_OR_RETURN(JsonObject json, JsonObject::open(folder + "/tokenizer.json"));
-  return VocabularyReader(folder, config, std::move(json)).read();
+  const std::string json = folder + "/tokenizer.json";
+  const std::string model = folder + "/tokenizer.model";
+  return VocabularyReader(!exists(json) && exists(model) ? model : json, config).read();
+}
+
+Result<CheckpointVocabulary> read_tokenizer_file(const std::string& path) {
+  return VocabularyReader(path, {}).read();
 }
 
 }  // namespace kvfold

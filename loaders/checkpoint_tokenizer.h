@@ -1,5 +1,5 @@
-// The tokenizer of a Hugging Face checkpoint: tokenizer.json with tokenizer_config.json, and
-// chat_template.jinja.
+// The tokenizer of a Hugging Face checkpoint: tokenizer.json, or else tokenizer.model, with
+// tokenizer_config.json and chat_template.jinja.
 //
 // Source: the serialisation of huggingface/tokenizers. Two kinds are read: byte-level BPE whose pre-tokenizer
 // is one of those that engine/tokenizer knows by name, and BPE over UTF-8 with byte fallback, which is how
@@ -24,5 +24,9 @@ struct CheckpointVocabulary {
 // Errors: one line with the file and the key.
 Result<CheckpointVocabulary> read_checkpoint_vocabulary(const std::string& folder,
                                                         const CheckpointConfig& config);
+
+// The vocabulary alone of a tokenizer.json or a tokenizer.model, with the files beside it; as many tokens as
+// it has.
+Result<CheckpointVocabulary> read_tokenizer_file(const std::string& path);
 
 }  // namespace kvfold

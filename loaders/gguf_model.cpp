@@ -171,14 +171,34 @@ class ModelReader {
       KVFOLD_ASSIGN_OR_RETURN(v.chat_template, file_.string("tokenizer.chat_template"));
     }
     KVFOLD_RETURN_IF_ERROR(read_token_attributes());
+    if (v.model == "llama") KVFOLD_RETURN_IF_ERROR(read_spm());
     KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.bos_token_id", v.bos));
     KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.eos_token_id", v.eos));
     KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.unknown_token_id", v.unknown));
     KVFOLD_RETURN_IF_ERROR(read_token("tokenizer.ggml.padding_token_id", v.padding));
+    for (const char* ends_turn : {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
+      TokenId id = -1;
+      KVFOLD_RETURN_IF_ERROR(read_token(ends_turn, id));
+      if (id >= 0) v.end_tokens.push_back(id);
+    }
     KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_bos_token", v.add_bos));
     KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_eos_token", v.add_eos));
     if (v.add_bos && v.bos < 0)
       return wrong("tokenizer.ggml.add_bos_token", "true", "false, as there is no bos_token_id");
+    return {};
+  }
+
+  // What SPM vocabularies have where the file does not say, as in Llama's own.
+  Status read_spm() {
+    VocabularySource& v = out_.vocabulary;
+    const auto size = static_cast<TokenId>(v.tokens.size());
+    v.unknown = 0;
+    v.bos = size > 1 ? 1 : -1;
+    v.eos = size > 2 ? 2 : -1;
+    v.add_bos = v.bos >= 0;
+    bool prefix = true;
+    KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_space_prefix", prefix));
+    v.space_prefix = prefix ? SpacePrefix::kSegment : SpacePrefix::kNone;
     return {};
   }
 

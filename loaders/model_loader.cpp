@@ -8,6 +8,7 @@
 
 #include "engine/file.h"
 #include "loaders/checkpoint.h"
+#include "loaders/checkpoint_tokenizer.h"
 #include "loaders/gguf_model.h"
 
 namespace kvfold {
@@ -38,6 +39,19 @@ Result<ModelSource> load_model_source(const std::string& path) {
     found += fmt::format("{}{:02x}", found.empty() ? "" : " ", static_cast<unsigned>(b));
   return Status::error(fmt::format(
       "{}: magic at offset 0: found bytes {}, expected \"GGUF\", or a folder with config.json", path, found));
+}
+
+Result<LoadedVocabulary> load_vocabulary(const std::string& path) {
+  // SentencePiece's files are named tokenizer.model, or by version: tokenizer.model.v3.
+  const std::string name = std::filesystem::path(path).filename().string();
+  std::error_code ignored;
+  if ((name.ends_with("tokenizer.json") || name.find(".model") != std::string::npos) &&
+      !std::filesystem::is_directory(path, ignored)) {
+    KVFOLD_ASSIGN_OR_RETURN(CheckpointVocabulary vocabulary, read_tokenizer_file(path));
+    return LoadedVocabulary{std::move(vocabulary.source), std::move(vocabulary.storage)};
+  }
+  KVFOLD_ASSIGN_OR_RETURN(ModelSource source, load_model_source(path));
+  return LoadedVocabulary{std::move(source.vocabulary), std::move(source.storage)};
 }
 
 }  // namespace kvfold

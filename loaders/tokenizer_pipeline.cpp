@@ -39,7 +39,7 @@ class PipelineReader {
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject model, json_.object("model"));
     KVFOLD_RETURN_IF_ERROR(read_model(model));
     KVFOLD_RETURN_IF_ERROR(read_normalizers());
-    KVFOLD_RETURN_IF_ERROR(out_.byte_fallback ? read_metaspace() : read_byte_level(model));
+    KVFOLD_RETURN_IF_ERROR(out_.byte_fallback ? read_metaspace(model) : read_byte_level(model));
     KVFOLD_RETURN_IF_ERROR(read_post_processors());
     return std::move(out_);
   }
@@ -117,7 +117,9 @@ class PipelineReader {
   }
 
   // SentencePiece's spaces: written by the normaliser, or by Metaspace.
-  Status read_metaspace() {
+  Status read_metaspace(const JsonObject& model) {
+    KVFOLD_ASSIGN_OR_RETURN(const bool ignore_merges, model.flag("ignore_merges", false));
+    if (ignore_merges) return model.wrong("ignore_merges", "true", "false, as the model falls back to bytes");
     KVFOLD_ASSIGN_OR_RETURN(const std::vector<Step> all, steps("pre_tokenizer", "pretokenizers"));
     for (const Step& step : all) {
       if (step.type != "Metaspace" || replaces_spaces_)
@@ -137,6 +139,7 @@ class PipelineReader {
       out_.space_prefix = scheme == "always"  ? SpacePrefix::kSegment
                           : scheme == "first" ? SpacePrefix::kText
                                               : SpacePrefix::kNone;
+      out_.one_space = true;
       replaces_spaces_ = true;
     }
     if (!replaces_spaces_)

@@ -14,6 +14,7 @@ struct TokenizerPipeline {
   bool byte_fallback = false;  // BPE over UTF-8 with <0x00> to <0xFF>, as SPM; otherwise byte-level BPE
   std::string pre_tokenizer;   // of byte-level BPE: a name that PreTokenizer::create takes
   SpacePrefix space_prefix = SpacePrefix::kNone;
+  bool one_space = false;              // see VocabularySource
   std::string begin_token, end_token;  // written around every text; empty: none
 };
 

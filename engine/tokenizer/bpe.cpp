@@ -125,7 +125,7 @@ Result<std::shared_ptr<const Tokenizer>> BpeTokenizer::create(VocabularySource s
   std::shared_ptr<BpeTokenizer> tokenizer(new BpeTokenizer(std::move(source), std::move(storage)));
   KVFOLD_ASSIGN_OR_RETURN(tokenizer->pre_tokenizer_, PreTokenizer::create(tokenizer->source_.pre_tokenizer));
   KVFOLD_RETURN_IF_ERROR(tokenizer->read_bytes());
-  KVFOLD_RETURN_IF_ERROR(tokenizer->read_merges());
+  KVFOLD_RETURN_IF_ERROR(tokenizer->read_merges(tokenizer->merges_));
   KVFOLD_RETURN_IF_ERROR(tokenizer->read_special());
   return std::shared_ptr<const Tokenizer>(std::move(tokenizer));
 }
@@ -136,26 +136,6 @@ Status BpeTokenizer::read_bytes() {
     if (id < 0) id = find(fmt::format("<0x{:02X}>", b));
     if (id < 0) id = source_.unknown;
     byte_ids_[b] = id;  // -1: a byte that the vocabulary cannot write; such bytes are left out
-  }
-  return {};
-}
-
-Status BpeTokenizer::read_merges() {
-  std::string merged;
-  for (size_t rank = 0; rank < source_.merges.size(); ++rank) {
-    const std::string_view merge = source_.merges[rank];
-    const size_t space = merge.find(' ', 1);
-    const std::string_view left = merge.substr(0, space);
-    const std::string_view right = space == std::string_view::npos ? "" : merge.substr(space + 1);
-    merged.assign(left).append(right);
-    const MergeMap::Merge entry{static_cast<int32_t>(rank), find(merged)};
-    const TokenId left_id = find(left);
-    const TokenId right_id = find(right);
-    if (right.empty() || left_id < 0 || right_id < 0 || entry.merged < 0) {
-      return Status::error(fmt::format(
-          "tokenizer.ggml.merges: merge {}: expected two tokens of the vocabulary whose union is one", rank));
-    }
-    merges_.add(left_id, right_id, entry);
   }
   return {};
 }
@@ -190,7 +170,7 @@ void BpeTokenizer::encode_valid(std::string_view text, std::vector<TokenId>& ids
   for (const std::string_view piece : pieces) encode_piece(piece, ids);
 }
 
-void BpeTokenizer::encode_text(std::string_view text, std::vector<TokenId>& ids) const {
+void BpeTokenizer::encode_text(std::string_view text, Place, std::vector<TokenId>& ids) const {
   while (!text.empty()) {
     const size_t valid = utf8_valid_prefix(text);
     if (valid > 0) encode_valid(text.substr(0, valid), ids);

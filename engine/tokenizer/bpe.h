@@ -20,11 +20,10 @@ class BpeTokenizer final : public Tokenizer {
   std::string token_bytes(TokenId id, bool special) const override;
 
  protected:
-  void encode_text(std::string_view text, std::vector<TokenId>& ids) const override;
+  void encode_text(std::string_view text, Place place, std::vector<TokenId>& ids) const override;
 
  private:
   BpeTokenizer(VocabularySource source, std::shared_ptr<const void> storage);
-  Status read_merges();
   Status read_bytes();
   void encode_valid(std::string_view text, std::vector<TokenId>& ids) const;
   void encode_piece(std::string_view piece, std::vector<TokenId>& ids) const;

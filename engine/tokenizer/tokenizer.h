@@ -36,10 +36,13 @@ class Tokenizer {
   // The bytes of one token. Control tokens give their name when `special` is set, else nothing.
   // REQUIRES: 0 <= id < size().
   virtual std::string token_bytes(TokenId id, bool special = true) const = 0;
+  // The text that encode() made these of: without the spaces that it writes before a text. In the middle of a
+  // text take the bytes of each token, or StreamDecoder.
   std::string decode(std::span<const TokenId> ids, bool special = true) const;
 
   int size() const { return static_cast<int>(source_.tokens.size()); }
   bool is_control(TokenId id) const { return type(id) == TokenType::kControl; }
+  bool is_unused(TokenId id) const { return type(id) == TokenType::kUnused; }
   // Ends a generation: EOS, what the model's files name as such, and the end-of-turn tokens that the
   // vocabulary knows by name.
   bool is_end(TokenId id) const;
@@ -50,8 +53,16 @@ class Tokenizer {
  protected:
   Tokenizer(VocabularySource source, std::shared_ptr<const void> storage);
 
+  // Where a piece of text between special tokens stands.
+  enum class Place {
+    kBegin,          // at the begin of the whole
+    kBehindSpecial,  // behind a special token
+    kInside,         // behind other text
+  };
   // Ids of text in which no special token is to be found.
-  virtual void encode_text(std::string_view text, std::vector<TokenId>& ids) const = 0;
+  virtual void encode_text(std::string_view text, Place place, std::vector<TokenId>& ids) const = 0;
+  // Whether encode_text() writes a space before text at this place.
+  virtual bool writes_space(Place) const { return false; }
 
   TokenType type(TokenId id) const { return source_.types.empty() ? TokenType::kNormal : source_.types[id]; }
   // Matched in the text as a whole, and written literally.
@@ -60,6 +71,8 @@ class Tokenizer {
   int byte_token(TokenId id) const;
   // Prepares the search for special tokens. Errors: a byte token that names no byte.
   Status read_special();
+  // Errors: a merge that is not two known tokens whose union is known.
+  Status read_merges(MergeMap& merges) const;
 
   VocabularySource source_;
 

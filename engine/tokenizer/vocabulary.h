@@ -33,13 +33,18 @@ struct VocabularySource {
   std::vector<std::string_view> tokens;  // [vocab_size], in the byte-level alphabet for "gpt2"
   std::vector<std::string_view> merges;  // "left right", by rank
   std::vector<TokenType> types;          // [vocab_size], or empty: all normal
-  std::vector<float> scores;             // [vocab_size], or empty
+  std::vector<float> scores;             // [vocab_size], or empty; where there are some, "llama" goes by them
   std::string_view chat_template;        // Jinja source, or empty
   TokenId bos = -1, eos = -1, unknown = -1, padding = -1;  // -1: none
   std::vector<TokenId> end_tokens;                         // end a generation, besides eos
   bool add_bos = false;
   bool add_eos = false;
-  SpacePrefix space_prefix = SpacePrefix::kSegment;  // "llama" only
+  // "llama" only:
+  SpacePrefix space_prefix = SpacePrefix::kSegment;
+  bool one_space = false;  // no prefix where the text begins with a space of its own
+  // User-defined tokens are matched with the space prefix before the text and spaces as U+2581, as
+  // SentencePiece does; otherwise they are taken out of the text first, as control tokens are.
+  bool symbols_in_text = false;
 };
 
 }  // namespace kvfold

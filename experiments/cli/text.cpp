@@ -2,10 +2,13 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <memory>
 
+#include "engine/file.h"
+#include "engine/printable.h"
 #include "engine/tokenizer/chat.h"
 #include "experiments/cli/common.h"
 #include "loaders/model_loader.h"
@@ -100,36 +103,71 @@ Status perplexity(const PerplexityOptions& options) {
   return {};
 }
 
+struct TokenizeOptions {
+  std::string model;
+  TextOptions text;
+  std::string lines;
+  bool json = false;
+  bool no_special = false;
+  bool no_bos = false;
+};
+
+// Each line of a file is one text.
+Status tokenize_lines(const TokenizeOptions& options, const Tokenizer& tokenizer,
+                      const EncodeOptions& encode) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::string all, read_text_file(options.lines));
+  size_t number = 0;
+  for (size_t begin = 0; begin < all.size(); ++number) {
+    const size_t end = std::min(all.find('\n', begin), all.size());
+    const std::string line = all.substr(begin, end - begin);
+    begin = end + 1;
+    const nlohmann::json text = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!text.is_string())
+      return Status::error(fmt::format("{}: line {}: found '{}', expected a JSON string", options.lines,
+                                       number + 1, printable(line)));
+    fmt::print("{}\n", nlohmann::json(tokenizer.encode(text.get_ref<const std::string&>(), encode)).dump());
+  }
+  return {};
+}
+
+Status tokenize(const TokenizeOptions& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(options.model));
+  KVFOLD_ASSIGN_OR_RETURN(auto vocabulary, load_vocabulary(path));
+  KVFOLD_ASSIGN_OR_RETURN(const auto tokenizer,
+                          Tokenizer::create(std::move(vocabulary.source), std::move(vocabulary.storage)));
+  const EncodeOptions encode{!options.no_special, !options.no_bos};
+  if (!options.lines.empty()) return tokenize_lines(options, *tokenizer, encode);
+  KVFOLD_ASSIGN_OR_RETURN(const std::string text, options.text.read());
+  const std::vector<TokenId> ids = tokenizer->encode(text, encode);
+  if (options.json) {
+    print_json({{"ids", ids}});
+    return {};
+  }
+  for (const TokenId id : ids) {
+    const nlohmann::json piece = tokenizer->token_bytes(id);
+    fmt::print("{:>8}  {}\n", id, piece.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  }
+  return {};
+}
+
 }  // namespace
 
 Action add_tokenize(CLI::App& app) {
-  struct Options {
-    std::string model;
-    TextOptions text;
-    bool json = false;
-    bool no_special = false;
-  };
-  auto options = std::make_shared<Options>();
-  app.add_option("MODEL", options->model, "a GGUF file, or a name of weights/models.json")->required();
-  options->text.declare(app);
+  auto options = std::make_shared<TokenizeOptions>();
+  app.add_option("MODEL", options->model,
+                 "a GGUF file, a checkpoint's folder, a tokenizer.json or tokenizer.model, or a name of "
+                 "weights/models.json")
+      ->required();
+  CLI::Option_group* group = app.add_option_group("text", "the text");
+  group->add_option("--text", options->text.text, "the text itself");
+  group->add_option("--text-file", options->text.file, "a file with the text");
+  group->add_option("--lines", options->lines,
+                    "a file of many texts: a JSON string on each line; prints a JSON list of ids for each");
+  group->require_option(1);
   app.add_flag("--no-special", options->no_special, "take the text of control tokens as plain text");
+  app.add_flag("--no-bos", options->no_bos, "add no token that begins or ends a text");
   app.add_flag("--json", options->json, "print {\"ids\": [...]}");
-  return [options]() -> Status {
-    KVFOLD_ASSIGN_OR_RETURN(const std::string text, options->text.read());
-    KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(options->model));
-    KVFOLD_ASSIGN_OR_RETURN(const ModelSource source, load_model_source(path));
-    KVFOLD_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::create(source.vocabulary, source.storage));
-    const std::vector<TokenId> ids = tokenizer->encode(text, {!options->no_special, true});
-    if (options->json) {
-      print_json({{"ids", ids}});
-      return {};
-    }
-    for (const TokenId id : ids) {
-      const nlohmann::json piece = tokenizer->token_bytes(id);
-      fmt::print("{:>8}  {}\n", id, piece.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
-    }
-    return {};
-  };
+  return [options] { return tokenize(*options); };
 }
 
 Action add_generate(CLI::App& app) {
