@@ -15,7 +15,7 @@ CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name 
 RUNS := run-2a run-2b run-2c run-2d
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
-        test-asan-ubsan test-tsan test-report test-pages $(RUNS) bench bench-peer format tidy oracle clean
+        test-asan-ubsan test-tsan test-report test-pages test-conversions $(RUNS) bench bench-peer format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -129,6 +129,15 @@ oracle: weights-all ## make the test fixtures anew with the scripts in tests/ora
 	@[ -x .venv-oracle/bin/python ] || $(PYTHON) -m venv .venv-oracle
 	@.venv-oracle/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
 	@set -e; for script in tests/oracle/make_*.py; do echo "$$script"; .venv-oracle/bin/python "$$script"; done
+
+# Whole models in both formats against one another, and against transformers; minutes and some GB, so not among
+# the tests.
+test-conversions: release weights-all ## slow: real models as safetensors and back, large checkpoints of transformers
+	@[ -x .venv-checkpoints/bin/python ] || $(PYTHON) -m venv .venv-checkpoints
+	@.venv-checkpoints/bin/python -m pip install --quiet -r tests/oracle/requirements-checkpoints.txt
+	@.venv-checkpoints/bin/python tests/oracle/make_checkpoints.py --full build/checkpoints
+	@.venv-checkpoints/bin/python tests/oracle/check_checkpoints.py build/release/experiments/kvfold \
+	  weights/cache/smollm2-135m-instruct.gguf weights/cache/qwen2.5-coder-0.5b-instruct.gguf --full build/checkpoints
 
 clean: ## remove build/ (weights/cache and runs/ stay)
 	rm -rf build

@@ -49,6 +49,7 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& pa
 }
 
 void MappedFile::release(std::span<const std::byte> part) const {
+  if (part.data() < data_ || part.data() + part.size() > data_ + size_) return;
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (static_cast<size_t>(part.data() - data_) + page - 1) / page * page;
   const size_t end = (static_cast<size_t>(part.data() - data_) + part.size()) / page * page;

@@ -23,6 +23,7 @@ class MappedFile {
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   // Gives back the memory that whole pages of `part` of the mapping take; looking at them reads them again.
+  // Does nothing where `part` lies elsewhere.
   void release(std::span<const std::byte> part) const;
 
  private:

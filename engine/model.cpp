@@ -66,20 +66,27 @@ Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const
   return {};
 }
 
+// Columns of x, q, attended, k, v and gated.
+static std::array<int64_t, 6> activation_columns(const ModelConfig& c) {
+  const int64_t q = int64_t{c.heads} * c.head_dim;
+  const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
+  return {c.model_dim, q, q, kv, kv, c.ffn_dim};
+}
+
+int64_t Model::activation_bytes(const ModelConfig& c, int rows) {
+  int64_t floats = int64_t{kLogitRows} * (c.model_dim + c.vocab_size);
+  for (const int64_t columns : activation_columns(c)) floats += rows * columns;
+  return floats * static_cast<int64_t>(sizeof(float));
+}
+
 Result<Activations> Model::make_activations(int rows) const {
   const ModelConfig& c = config();
   Activations a;
   a.rows = rows;
-  const std::array sizes = {
-      std::pair{&a.x, c.model_dim},
-      std::pair{&a.q, c.heads * c.head_dim},
-      std::pair{&a.attended, c.heads * c.head_dim},
-      std::pair{&a.k, c.kv_heads * c.head_dim},
-      std::pair{&a.v, c.kv_heads * c.head_dim},
-      std::pair{&a.gated, c.ffn_dim},
-  };
-  for (const auto& [buffer, columns] : sizes) {
-    KVFOLD_ASSIGN_OR_RETURN(*buffer, backend_->allocate(static_cast<size_t>(rows) * columns));
+  const std::array buffers = {&a.x, &a.q, &a.attended, &a.k, &a.v, &a.gated};
+  const auto columns = activation_columns(c);
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    KVFOLD_ASSIGN_OR_RETURN(*buffers[i], backend_->allocate(static_cast<size_t>(rows) * columns[i]));
   }
   KVFOLD_ASSIGN_OR_RETURN(a.normed, backend_->allocate(static_cast<size_t>(kLogitRows) * c.model_dim));
   KVFOLD_ASSIGN_OR_RETURN(a.logits, backend_->allocate(static_cast<size_t>(kLogitRows) * c.vocab_size));

@@ -8,6 +8,7 @@
 
 #include "engine/printable.h"
 #include "engine/safetensors.h"
+#include "kernels/formats/formats.h"
 #include "loaders/checkpoint_config.h"
 #include "loaders/checkpoint_tokenizer.h"
 #include "loaders/fingerprint.h"
@@ -105,6 +106,11 @@ class CheckpointReader {
     out_.config = config_.model;
     out_.config.name = std::filesystem::absolute(folder_ + "/.").parent_path().filename().string();
     for (const Shard& shard : weights_.shards()) storage_->files.push_back(shard.file);
+    out_.release = [files = storage_->files](const MatrixView& view) {
+      const FormatInfo& format = format_info(view.type);
+      const auto bytes = static_cast<size_t>(view.rows * view.columns * format.block_bytes);
+      for (const auto& file : files) file->release({view.data, bytes});
+    };
     KVFOLD_RETURN_IF_ERROR(read_tensors());
     KVFOLD_ASSIGN_OR_RETURN(CheckpointVocabulary vocabulary, read_checkpoint_vocabulary(folder_, config_));
     out_.vocabulary = std::move(vocabulary.source);

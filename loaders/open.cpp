@@ -46,7 +46,10 @@ Result<std::string> resolve_model(const std::string& model) {
   if (name.empty())
     return Status::error(
         fmt::format("{}: neither a file nor a model of the table; known models: {}", model, known));
+  // A GGUF file, or a checkpoint's folder.
   const std::filesystem::path path = weights_folder() / (name + ".gguf");
+  if (!std::filesystem::exists(path, error) && std::filesystem::exists(weights_folder() / name, error))
+    return (weights_folder() / name).string();
   if (!std::filesystem::exists(path, error))
     return Status::error(
         fmt::format("{}: not fetched yet; 'make weights MODEL={}' fetches it", path.string(), name));
@@ -56,12 +59,20 @@ Result<std::string> resolve_model(const std::string& model) {
 Result<std::unique_ptr<Session>> open_session(const std::string& model, const OpenOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(model));
   KVFOLD_ASSIGN_OR_RETURN(ModelSource source, load_model_source(path));
+<<<<<<< HEAD
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend,
                           make_backend(options.backend, {options.cpu, options.prefill}));
   KVFOLD_ASSIGN_OR_RETURN(const std::string plan,
                           backend->plan(source, {options.session.cache_type, options.session.cache_bytes,
                                                  options.session.chunk}));
   if (options.notice && !plan.empty()) options.notice(plan);
+=======
+  if (!options.quantization.none) {
+    ThreadPool pool(options.cpu.threads > 0 ? options.cpu.threads : ThreadPool::available());
+    source = quantize_model(std::move(source), options.quantization, pool);
+  }
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, make_cpu_backend(options.cpu));
+>>>>>>> 775fbc2 (convert, make-random, quantisation on load; models of the Hugging Face hub; memory plans; real models through both formats)
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Model> loaded,
                           Model::create(std::move(source), std::move(backend)));
   return Session::create(std::move(loaded), options.session);

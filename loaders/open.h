@@ -7,18 +7,20 @@
 
 #include "engine/backends.h"
 #include "engine/session.h"
+#include "loaders/quantize.h"
 
 namespace kvfold {
 
 // A path that exists is taken as it is; otherwise `model` is a name or alias of the table
-// weights/models.json, whose file lies in weights/cache (or in the folder that KVFOLD_WEIGHTS names). Errors:
-// neither a file nor a known name (the known names are listed); a known name that was not fetched yet (the
-// command to fetch it is given).
+// weights/models.json, whose file or folder lies in weights/cache (or in the folder that KVFOLD_WEIGHTS
+// names). Errors: neither a file nor a known name (the known names are listed); a known name that was not
+// fetched yet (the command to fetch it is given).
 Result<std::string> resolve_model(const std::string& model);
 
 struct OpenOptions {
   std::string backend = "cpu";  // as make_backend() takes it
   Prefill prefill = Prefill::kTiles;
+  Quantization quantization;  // on load
   CpuOptions cpu;
   SessionOptions session;
   // Told which GPU was taken and what will lie in its memory, before it does.

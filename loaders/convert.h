@@ -1,0 +1,19 @@
+// A model of any kind to a GGUF file.
+#pragma once
+
+#include <string>
+
+#include "engine/model_source.h"
+#include "engine/status.h"
+#include "engine/thread_pool.h"
+#include "loaders/quantize.h"
+
+namespace kvfold {
+
+// Writes `source` to `path` with its matrices so quantised and its vectors in f32, one tensor in memory at a
+// time. Rows of q and k are permuted where the architecture's GGUF files pair RoPE otherwise than `source`.
+// Errors: the file cannot be written.
+Status convert_to_gguf(const ModelSource& source, const Quantization& quantization, ThreadPool& pool,
+                       const std::string& path);
+
+}  // namespace kvfold

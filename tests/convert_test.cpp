@@ -1,0 +1,143 @@
+// Models written as GGUF, and quantised on load: against the checkpoints that they come from.
+#include "loaders/convert.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "kernels/formats/formats.h"
+#include "loaders/model_loader.h"
+#include "loaders/open.h"
+#include "loaders/random_model.h"
+#include "tests/temporary.h"
+#include "tests/tiny_model.h"
+
+namespace kvfold::testing {
+namespace {
+
+const std::string kData = std::string(KVFOLD_SOURCE_DIR) + "/tests/data/checkpoints/";
+
+Quantization quantization(const std::string& name) {
+  const Result<Quantization> parsed = Quantization::parse(name);
+  EXPECT_TRUE(parsed.ok()) << parsed.status().message();
+  return *parsed;
+}
+
+std::vector<float> logits(const std::string& path, const std::string& quantize = "none") {
+  OpenOptions options;
+  options.cpu.precision = Precision::kExact;
+  options.session.cache_type = CacheType::kF32;
+  options.quantization = quantization(quantize);
+  const Result<std::unique_ptr<Session>> session = open_session(path, options);
+  EXPECT_TRUE(session.ok()) << session.status().message();
+  if (!session.ok()) return {};
+  KvCache cache = (*session)->make_cache();
+  const Result<std::vector<float>> out =
+      (*session)->feed(cache, (*session)->tokenizer().encode("hello you there"));
+  EXPECT_TRUE(out.ok()) << out.status().message();
+  return out.ok() ? *out : std::vector<float>();
+}
+
+std::string convert(const TemporaryFolder& folder, const std::string& from, const std::string& quantize) {
+  const Result<ModelSource> source = load_model_source(from);
+  EXPECT_TRUE(source.ok()) << source.status().message();
+  ThreadPool pool(2);
+  const std::string path = folder.file("out.gguf");
+  const Status status = convert_to_gguf(*source, quantization(quantize), pool, path);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return path;
+}
+
+// The permutation of q and k changes no product and no sum, so that the logits are the same bits.
+class Converted : public ::testing::TestWithParam<const char*> {};
+TEST_P(Converted, GivesTheSameLogits) {
+  const TemporaryFolder folder;
+  const std::string checkpoint = kData + GetParam();
+  EXPECT_EQ(logits(convert(folder, checkpoint, "none")), logits(checkpoint));
+}
+TEST_P(Converted, AsQuantisedOnLoad) {
+  const TemporaryFolder folder;
+  const std::string checkpoint = kData + GetParam();
+  for (const char* type : {"q4_0", "q4_1", "q8_0", "q4_k"}) {
+    const std::vector<float> converted = logits(convert(folder, checkpoint, type));
+    EXPECT_EQ(converted, logits(checkpoint, type)) << type;
+    EXPECT_NE(converted, logits(checkpoint)) << type;
+  }
+}
+INSTANTIATE_TEST_SUITE_P(, Converted,
+                         ::testing::Values("llama-32-4", "llama-9-3-tied", "llama-1kv-48", "mistral-128"),
+                         [](const ::testing::TestParamInfo<const char*>& info_) {
+                           std::string name = info_.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
+
+TEST(Conversion, KeepsConfigurationAndVocabulary) {
+  const TemporaryFolder folder;
+  for (const char* name : {"llama-1kv-48", "llama-bias", "qwen2-14-2-tied", "qwen3-128-tied"}) {
+    const Result<ModelSource> a = load_model_source(kData + name);
+    const Result<ModelSource> b = load_model_source(convert(folder, kData + name, "none"));
+    ASSERT_TRUE(a.ok() && b.ok()) << name;
+    EXPECT_EQ(a->config.rope_factors, b->config.rope_factors);
+    EXPECT_EQ(a->config.rope_base, b->config.rope_base);
+    EXPECT_EQ(a->config.norm_epsilon, b->config.norm_epsilon);
+    EXPECT_EQ(a->config.context_length, b->config.context_length);
+    EXPECT_EQ(a->config.head_dim, b->config.head_dim);
+    EXPECT_EQ(a->tied_output, b->tied_output);
+    EXPECT_EQ(a->layers[1].bo.rows, b->layers[1].bo.rows);
+    EXPECT_EQ(a->vocabulary.tokens, b->vocabulary.tokens);
+    EXPECT_EQ(a->vocabulary.types, b->vocabulary.types);
+    EXPECT_EQ(a->vocabulary.merges, b->vocabulary.merges);
+    EXPECT_EQ(a->vocabulary.bos, b->vocabulary.bos);
+    EXPECT_EQ(a->vocabulary.eos, b->vocabulary.eos);
+    EXPECT_EQ(a->vocabulary.add_bos, b->vocabulary.add_bos);
+  }
+}
+
+// A GGUF file goes through unchanged, and comes out the same when it is converted again.
+TEST(Conversion, GgufToGguf) {
+  const TemporaryFolder folder;
+  const std::string tiny = folder.write("tiny.gguf", tiny_model().build());
+  const std::string once = convert(folder, tiny, "none");
+  EXPECT_EQ(logits(once), logits(tiny));
+  const std::string bytes = TemporaryFolder::read(once);
+  EXPECT_EQ(TemporaryFolder::read(convert(folder, once, "none")), bytes);
+}
+
+TEST(Conversion, NothingIsLeftOfAFileThatCannotBeWritten) {
+  const TemporaryFolder folder;
+  const Result<ModelSource> source = load_model_source(kData + "llama-32-4");
+  ASSERT_TRUE(source.ok());
+  ThreadPool pool(1);
+  const Status status = convert_to_gguf(*source, {}, pool, folder.file("absent/out.gguf"));
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(status.message().find("absent"), std::string::npos) << status.message();
+  EXPECT_EQ(folder.entries(), 0U);
+}
+
+// Rows that a format's blocks do not divide take the next best, and what makes the logits keeps more bits.
+TEST(Quantization, TypesFitTheRows) {
+  const auto type = [](const char* name, int64_t columns, bool makes_logits = false) {
+    return quantization(name).type_of({WeightType::kF16, 4, columns, nullptr}, makes_logits);
+  };
+  EXPECT_EQ(type("none", 64), WeightType::kF16);
+  EXPECT_EQ(type("q4_0", 64), WeightType::kQ4_0);
+  EXPECT_EQ(type("q4_0", 48), WeightType::kF16);
+  EXPECT_EQ(type("q4_k", 512), WeightType::kQ4_K);
+  EXPECT_EQ(type("q4_k", 960), WeightType::kQ5_0);
+  EXPECT_EQ(type("q4_0", 512, true), WeightType::kQ6_K);
+  EXPECT_EQ(type("q4_1", 960, true), WeightType::kQ8_0);
+  EXPECT_EQ(type("q8_0", 512, true), WeightType::kQ8_0);
+  EXPECT_FALSE(Quantization::parse("q3_k").ok());
+}
+
+// What it writes is tried by tests/random_model_real_test.cpp.
+TEST(RandomModel, UnknownNamesAreRefused) {
+  const TemporaryFolder folder;
+  const Status status = make_random_model("gpt-5", RandomTypes::kQ4_0, 0, folder.file("x.gguf"));
+  EXPECT_NE(status.message().find("tinyllama-1.1b"), std::string::npos) << status.message();
+  EXPECT_EQ(folder.entries(), 0U);
+}
+
+}  // namespace
+}  // namespace kvfold::testing
