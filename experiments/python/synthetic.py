@@ -70,7 +70,7 @@ def _cases(phase: str, each: int) -> list[Case]:
     source, target, marker = PLAN[phase]
     family = f"family-{phase}"
     mode, entity = ("confabulated", "other") if phase == "2d" else (None, None)
-    cases = [Case(phase, family, "plan", f"{phase}-plan", f"{phase}-plan", source, target, source, marker, mode, entity)]
+    cases = [Case(phase, "plan", "plan", f"{phase}-plan", f"{phase}-plan", source, target, source, marker, mode, entity)]
     for half in ("calibration", "test"):
         for i in range(each):
             name, city = NAMES[i % len(NAMES)], CITIES[(3 * i) % len(CITIES)]

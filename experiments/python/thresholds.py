@@ -13,11 +13,13 @@ PERPLEXITY_PERCENTILE = 99
 KL_PERCENTILE = 95
 COPY_PERCENTILE = 99
 COPY_FLOOR = 0.5
+COPY_MARGIN = 2  # tokens more than the reference answer shares, so that a full stop is not what decides
 LOOP_SHARE = 0.5
 LOOP_TOKENS = 8
 MIN_SPAN = 0.1  # nats between text and baseline, below which one trial's tau means nothing
 
 GROUP = ["phase", "family", "framing"]
+PLAN = "plan"  # the family that the plan's own cases are of
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,29 @@ def _percentile(values, percentile: float) -> float | None:
 
 
 def freeze(calibration: pd.DataFrame) -> list[Thresholds]:
-    """REQUIRES: prepared lines of the calibration split and no others."""
+    """Those of each family, and those of the plan's own cases (family "plan"): of all the phase's families together.
+
+    REQUIRES: prepared lines of the calibration split and no others.
+    """
     if len(calibration) and set(calibration["set"]) != {"calibration"}:
         raise ValueError("thresholds are taken from the calibration split alone")
-    frozen = []
-    for (phase, family, framing), lines in calibration.groupby(GROUP, sort=False):
-        baseline = lines[lines["condition"] == "baseline"]
-        filler = lines[lines["condition"] == "filler"]
-        frozen.append(
-            Thresholds(
-                phase,
-                family,
-                framing,
-                _percentile(baseline["perplexity_baseline"], PERPLEXITY_PERCENTILE),
-                _percentile(filler["kl_baseline"], KL_PERCENTILE),
-                max(COPY_FLOOR, _percentile(baseline["copy_coverage"], COPY_PERCENTILE) or 0.0),
-                int(lines["item"].nunique()),
-            )
-        )
-    return frozen
+    frozen = [_of(lines, *key) for key, lines in calibration.groupby(GROUP, sort=False)]
+    pooled = calibration.groupby(["phase", "framing"], sort=False)
+    return frozen + [_of(lines, phase, PLAN, framing) for (phase, framing), lines in pooled]
+
+
+def _of(lines: pd.DataFrame, phase: str, family: str, framing: str) -> Thresholds:
+    baseline = lines[lines["condition"] == "baseline"]
+    filler = lines[lines["condition"] == "filler"]
+    return Thresholds(
+        phase,
+        family,
+        framing,
+        _percentile(baseline["perplexity_baseline"], PERPLEXITY_PERCENTILE),
+        _percentile(filler["kl_baseline"], KL_PERCENTILE),
+        max(COPY_FLOOR, _percentile(baseline["copy_coverage"], COPY_PERCENTILE) or 0.0),
+        int(lines["item"].nunique()),
+    )
 
 
 def apply(lines: pd.DataFrame, frozen: list[Thresholds]) -> pd.DataFrame:
@@ -117,6 +123,6 @@ def apply(lines: pd.DataFrame, frozen: list[Thresholds]) -> pd.DataFrame:
     lines["broken_by"] = [", ".join(name for name, on in zip(reasons, row) if on) for row in rows]
     lines["broken"] = lines["broken_by"] != ""
     lines["copied"] = (lines["copy_coverage"] >= lines["copy_coverage_limit"]) & (
-        lines["copy_run"] > lines["reference_copy_run"].fillna(0)
+        lines["copy_run"] >= lines["reference_copy_run"].fillna(0) + COPY_MARGIN
     )
     return lines

@@ -8,8 +8,8 @@ BROKEN    more than half of the items are broken. One is broken when the perplex
           context is over the 99th percentile of baseline's outputs, or it loops or ends at once and its baseline does
           not. A loop: the longest suffix that stood in the output before has at least 8 tokens and half of the output's.
 COPY      more than half of the items are copies. One is a copy when its longest common token run with the source covers
-          at least half of the source's text, a larger part than the 99th percentile of baseline's outputs, and is longer
-          than the run that the reference answer itself shares with the source.
+          at least half of the source's text, a larger part than the 99th percentile of baseline's outputs, and is longer by
+          two tokens or more than the run that the reference answer itself shares with the source.
 TRANSFER  the reference uplift beats that of permuted sources (a sign-flip test of uplift against `mismatched` over items,
           one-sided, p < 0.05 after Holm over all tested cells of the family), and the interval of tau lies above that of
           `mismatched`. tau = mean(LD - LD_baseline) / mean(LD_text - LD_baseline) over items: a ratio of means has an
@@ -20,10 +20,10 @@ SHIFTED   the rest.
 Where an answer ends at once, its perplexity, loops and copying are those of the answer with end tokens banned for the
 first token; the stall itself is judged too.
 
-For one of the plan's cases, n = 1: p is its uplift's rank among the uplifts of the same reference under permuted
-sources (where the run has none, among those of the family's `mismatched`), Holm over its framings; tau is the trial's
-own and must lie above the interval of the family's `mismatched`. Where the run has no calibration split there is no
-verdict.
+For one of the plan's cases, n = 1: its thresholds are those of all families of its phase together; p is its uplift's
+rank among the uplifts of the same reference under permuted sources (where the run has none, among those of the
+families' `mismatched`), Holm over its framings; tau is the trial's own and must lie above the intervals of the
+families' `mismatched`. Where the run has no calibration split there is no verdict.
 """
 
 from __future__ import annotations
@@ -158,28 +158,27 @@ def judge_cells(test: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[
 
 def _nulls(plan: pd.DataFrame, families: pd.DataFrame) -> dict[tuple, tuple[list[float], str]]:
     """Uplifts of each plan case's reference under sources that are not its own, by (trial, framing)."""
+    mismatched = families[families["condition"] == "mismatched"]
     nulls = {}
     for row in plan[plan["condition"] == "transfer"].itertuples():
         permuted = row.permuted_uplifts
         if isinstance(permuted, list) and len(permuted) >= MIN_NULL:
             nulls[row.trial, row.framing] = (permuted, "permuted sources")
-            continue
-        other = families[(families["family"] == row.family) & (families["framing"] == row.framing)]
-        other = other[other["condition"] == "mismatched"]["reference_uplift"]
-        nulls[row.trial, row.framing] = (list(effects.clean(other)[0]), "the family's mismatched")
+        else:
+            other = mismatched.loc[mismatched["framing"] == row.framing, "reference_uplift"]
+            nulls[row.trial, row.framing] = (list(effects.clean(other)[0]), "the families' mismatched")
     return nulls
 
 
 def judge_cases(plan: pd.DataFrame, families: pd.DataFrame, cells: list[dict]) -> list[dict]:
     """Verdicts on a phase's own cases. `families`: its generated trials, as thresholds.apply gives them."""
-    # In 2d a family has a cell for each mode and entity: the widest interval's upper end is what a case must pass.
-    limits: dict[tuple, dict] = {}
+    # A phase may have several families, or modes: the interval that reaches highest is what a case must pass.
+    limits: dict[str, dict] = {}
     for cell in cells:
-        tau = cell["numbers"]["tau"]
-        key = cell["family"], cell["framing"]
+        tau, framing = cell["numbers"]["tau"], cell["framing"]
         if cell["condition"] == "mismatched" and tau is not None:
-            if key not in limits or tau["high"] > limits[key]["high"]:
-                limits[key] = tau
+            if framing not in limits or tau["high"] > limits[framing]["high"]:
+                limits[framing] = tau
     nulls = _nulls(plan, families)
     judged = []
     for row in plan.itertuples():
@@ -190,7 +189,7 @@ def judge_cases(plan: pd.DataFrame, families: pd.DataFrame, cells: list[dict]) -
                 **{key: getattr(row, key) for key in ("phase", "family", "trial", "framing", "condition")},
                 "p": effects.rank_p(row.reference_uplift, null) if tested else None,
                 "null": {"n": len(null), "of": null_of},
-                "tau_mismatched": limits.get((row.family, row.framing)),
+                "tau_mismatched": limits.get(row.framing),
                 "order": row.order,
             }
         )

@@ -110,7 +110,7 @@ def verdict(cell, key, limit, p, moves, coverage, at, draws, rng):
             or (line["stall"] and not baseline["stall"])
         )
         part = coverage(line)
-        copies += part is not None and part >= limit["copy"] and value(line, "copy_run") > line["reference_copy_run"]
+        copies += part is not None and part >= limit["copy"] and value(line, "copy_run") >= line["reference_copy_run"] + 2
     if broken > len(cell) / 2:
         return "BROKEN"
     if copies > len(cell) / 2:

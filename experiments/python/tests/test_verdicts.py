@@ -57,7 +57,7 @@ def test_verdicts_equal_those_of_a_second_program():
         ({"longest_repeat": 7, "output_tokens": 9}, "TRANSFER"),  # too short to be a loop
         ({"longest_repeat": 19, "output_tokens": 40}, "TRANSFER"),  # less than half of the output
         ({"copy_run": 10}, "COPY"),
-        ({"copy_run": 10, "reference_copy_run": 10}, "TRANSFER"),  # the right answer itself repeats the source
+        ({"copy_run": 10, "reference_copy_run": 9}, "TRANSFER"),  # the right answer itself repeats the source
         ({"reference_uplift": 0.0, "kl_baseline": 0.01}, "INERT"),
         ({"reference_uplift": 0.0, "kl_baseline": 3.0}, "SHIFTED"),
     ],
