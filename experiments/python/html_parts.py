@@ -30,6 +30,13 @@ def chip(verdict: str | None) -> str:
     return f'<span class="chip {verdict}">{verdict}</span>' if verdict else ""
 
 
+def chips(entry: dict) -> str:
+    """The verdict, and where the second reading differs, that too."""
+    second = entry["verdict_against_text"]
+    more = "" if second == entry["verdict"] else f" <span class=count><span class=note>against text:</span> {chip(second)}</span>"
+    return chip(entry["verdict"]) + more
+
+
 def highlighted(text: str, words: list[str]) -> str:
     """The text, escaped, with each whole word of `words` marked."""
     words = sorted({w for w in words if w}, key=len, reverse=True)

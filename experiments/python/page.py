@@ -11,7 +11,7 @@ import pandas as pd
 import figures
 import rating
 import statements
-from html_parts import chip, estimate, figure, highlighted, number, p_value, panel, segments, sortable, table
+from html_parts import chip, chips, estimate, figure, highlighted, number, p_value, panel, segments, sortable, table
 from verdicts import VERDICTS
 
 HERE = Path(__file__).resolve().parent
@@ -97,9 +97,11 @@ def _output(case: dict) -> str:
     if case["condition"] == "same-cache":
         numbers = ["equal to baseline, bit for bit"]
     why = f"<div class=why>{escape(case['evidence'])}</div>" if case["verdict"] else ""
+    if case["verdict_against_text"] != case["verdict"]:
+        why += f"<div class=why>Against text: {escape(case['evidence_against_text'])}</div>"
     focus = " tabindex=0" if long else ""
     return (
-        f"<div class=output><div class=head><b>{escape(case['condition'])}</b><span>{chip(case['verdict'])} {found}</span></div>"
+        f"<div class=output><div class=head><b>{escape(case['condition'])}</b><span>{chips(case)} {found}</span></div>"
         f'<div class="said{long}"{focus}>{said}</div><div class=numbers>{" · ".join(numbers)}</div>{why}</div>'
     )
 
@@ -150,7 +152,7 @@ def add_verdicts(page: Page) -> None:
         return
     judged = [c for c in cells if c["condition"] not in ("baseline", "same-cache")]
     columns = [
-        ("model", "text"), ("phase", "text"), ("family, framing", "text"), ("condition", "text"), ("verdict", "text"), ("n", "number"),
+        ("model", "text"), ("phase", "text"), ("family, framing", "text"), ("condition", "text"), ("verdict", "text"), ("against text", "text"), ("n", "number"),
         ("broken", "number"), ("copies", "number"), ("ends at once", "number"), ("all markers", "number"),
         ("uplift over another source, nats", "number"), ("d (paired)", "number"), ("Holm p", "number"), ("tau", "number"),
         ("median KL", "number"), ("filler's 95th", "number"), ("stands on", "wide"),
@@ -162,35 +164,38 @@ def add_verdicts(page: Page) -> None:
         shares = [sortable(f"{n[k]['value']:.0%}", n[k]["value"]) for k in ("broken", "copied", "stall", "succeeded")]
         rows.append(
             [
-                escape(c["model"]), c["phase"], escape(_where(c)), c["condition"], chip(c["verdict"]), n["n"], *shares,
+                escape(c["model"]), c["phase"], escape(_where(c)), c["condition"], chip(c["verdict"]), chip(c["verdict_against_text"]), n["n"], *shares,
                 *[sortable(estimate(e), e and e["value"]) for e in (n["uplift_over_mismatched"], d)],
                 sortable(p_value(c["p_holm"]), c["p_holm"]), sortable(estimate(n["tau"]), n["tau"] and n["tau"]["value"]),
                 sortable(number(n["kl_median"]), n["kl_median"]), sortable(number(n["kl_limit"]), n["kl_limit"]),
-                f"<span class=note>{escape(c['evidence'])}</span>",
+                f"<span class=note>{escape(c['evidence'])}</span>"
+                + ("" if c["verdict_against_text"] == c["verdict"] else f"<br><span class=note>against text: {escape(c['evidence_against_text'])}</span>"),
             ]
         )  # fmt: skip
     body = (
         "<p>One verdict a cell, by a rule whose thresholds were frozen on the calibration half before the test half was read (the rule is "
-        "at the end of the page). Intervals are 95%, BCa over items.</p>" + _matrix(judged) + table(columns, rows, "verdicts in full")
+        "at the end of the page). Baseline's own greedy answers are the likeliest under the baseline context, so by the rule's letter any other content is "
+        "easily BROKEN; <i>against text</i> is the second reading, in which the limit is that of the two texts fed in turn. Intervals are 95%, BCa over "
+        "items.</p>" + _matrix(judged, "verdict", "Cells by verdict") + _matrix(judged, "verdict_against_text", "Cells by verdict, against text") + "<h3>Each cell</h3>" + table(columns, rows, "verdicts in full")
     )
     page.add("verdicts", "Broken or transfer: the verdicts", body)
 
 
-def _matrix(cells: list[dict]) -> str:
+def _matrix(cells: list[dict], key: str, title: str) -> str:
     """How many cells of each phase and condition got which verdict."""
     conditions = [c for c in several(cells, "condition") if any(x["verdict"] for x in cells if x["condition"] == c)]
     if not conditions:
-        return "<p>The runs have no calibration split, so there are no verdicts.</p>"
+        return "<p>The runs have no calibration split, so there are no verdicts.</p>" if key == "verdict" else ""
     columns = [("model", "text"), ("phase", "text"), *[(c, "text") for c in conditions]]
     rows = []
     for model in several(cells, "model"):
         for phase in several([c for c in cells if c["model"] == model], "phase"):
             row = [escape(model), phase]
             for condition in conditions:
-                here = [c["verdict"] for c in cells if (c["model"], c["phase"], c["condition"]) == (model, phase, condition)]
+                here = [c[key] for c in cells if (c["model"], c["phase"], c["condition"]) == (model, phase, condition)]
                 row.append("<br>".join(f"<span class=count>{chip(v)} <span class=note>{here.count(v)} of {len(here)}</span></span>" for v in VERDICTS if v in here))
             rows.append(row)
-    return "<h3>Cells by verdict</h3>" + table(columns, rows, "cells by verdict") + "<h3>Each cell</h3>"
+    return f"<h3>{title}</h3>" + table(columns, rows, title)
 
 
 def add_forests(page: Page) -> None:
@@ -509,9 +514,9 @@ def add_method(page: Page) -> None:
     columns = [("model", "text"), ("phase", "text"), ("precision", "text"), ("trials", "number"), ("started", "text"), ("complete", "text"), ("command", "wide")]
     body = table(columns, runs, "runs")
     if page.summary["thresholds"]:
-        columns = [("model", "text"), ("phase", "text"), ("family", "text"), ("framing", "text"), ("perplexity", "number"), ("KL", "number"), ("copy", "number"), ("items", "number")]
+        columns = [("model", "text"), ("phase", "text"), ("family", "text"), ("framing", "text"), ("perplexity", "number"), ("perplexity, text", "number"), ("KL", "number"), ("copy", "number"), ("items", "number")]
         rows = [
-            [escape(t["model"]), t["phase"], escape(t["family"]), t["framing"], number(t["perplexity"]), number(t["kl"]), number(t["copy_coverage"]), t["items"]]
+            [escape(t["model"]), t["phase"], escape(t["family"]), t["framing"], number(t["perplexity"]), number(t["perplexity_text"]), number(t["kl"]), number(t["copy_coverage"]), t["items"]]
             for t in page.summary["thresholds"]
         ]
         body += "<h3>Thresholds, from the calibration split</h3>" + table(columns, rows, "thresholds")

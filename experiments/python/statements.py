@@ -43,6 +43,11 @@ def _plan_parts(cases: list[dict]) -> list[str]:
     return parts
 
 
+def _both(cell: dict) -> str:
+    first, second = cell["verdict"], cell["verdict_against_text"]
+    return "no verdict" if first is None else first if first == second else f"{first} by the rule's letter, {second} against text"
+
+
 def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
     cases = [c for c in summary["cases"] if (c["model"], c["phase"]) == (model, phase)]
     cells = [c for c in summary["cells"] if (c["model"], c["phase"]) == (model, phase) and c["condition"] == "transfer"]
@@ -54,7 +59,7 @@ def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
             rows = [c for c in cells if c["family"] == family]
             found = Counter(c["verdict"] for c in rows if c["verdict"])
             each = [
-                f"{c['framing']}: {c['verdict'] or 'no verdict'}, all markers in {share(c['numbers']['succeeded'])}, uplift over "
+                f"{c['framing']}: {_both(c)}, all markers in {share(c['numbers']['succeeded'])}, uplift over "
                 f"another source {interval(c['numbers']['uplift_over_mismatched'])} nats"
                 for c in rows
             ]
@@ -306,6 +311,15 @@ def limits(summary: dict) -> list[str]:
         )
     elif summary["cases"]:
         out.append("There is no calibration split, so there are no thresholds and no verdicts: the plan's cases are shown as they are.")
+    texts = [c for c in summary["cells"] if c["condition"] == "text"]
+    broken = sum(c["verdict"] == "BROKEN" for c in texts)
+    if broken:
+        second = Counter(c["verdict_against_text"] for c in texts)
+        out.append(
+            f"By the rule's letter `text`, the two texts fed in turn, is BROKEN in {broken} of {len(texts)} cells, though nothing was transplanted there: "
+            "the limit is that of baseline's own greedy answers, the likeliest ones under its context. A BROKEN there says 'unlike baseline', not "
+            f"'nonsense'. With the limit of text: {', '.join(f'{v} in {n}' for v, n in second.items())}."
+        )
     nulls = [c["null"]["n"] for c in summary["cases"] if c["condition"] == "transfer"]
     if nulls:
         out.append(
@@ -350,6 +364,8 @@ def can_say(summary: dict) -> list[str]:
     for condition in dict.fromkeys(c["condition"] for c in judged):
         found = Counter(c["verdict"] for c in judged if c["condition"] == condition)
         total = sum(found.values())
-        out.append(f"{condition}: " + ", ".join(f"{v} in {found[v]}" for v in verdicts.VERDICTS if found[v]) + f" of {total} cells.")
+        second = Counter(c["verdict_against_text"] for c in judged if c["condition"] == condition)
+        said = [", ".join(f"{v} in {of[v]}" for v in verdicts.VERDICTS if of[v]) for of in (found, second)]
+        out.append(f"{condition}, of {total} cells: {said[0]}" + (f"; against text {said[1]}." if said[1] != said[0] else "."))
     return out
 

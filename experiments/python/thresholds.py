@@ -30,6 +30,7 @@ class Thresholds:
     family: str
     framing: str
     perplexity: float | None  # 99th percentile, baseline's outputs under the baseline context
+    perplexity_text: float | None  # the same of `text`, or of baseline where that is higher
     kl: float | None  # 95th percentile of `filler`
     copy_coverage: float  # part of the source's text that a copy covers at least
     items: int
@@ -60,7 +61,7 @@ def prepare(lines: pd.DataFrame) -> pd.DataFrame:
         lines = lines.join(of.add_suffix(f"_{name}"), on=pair)
     add_tau(lines)
     lines["succeeded"] = [_all_found(m, w) for m, w in zip(lines["markers"], lines["markers_wanted"])]
-    return lines.drop(columns=["stall_text", "looped_text"])
+    return lines
 
 
 def add_tau(lines: pd.DataFrame) -> None:
@@ -94,11 +95,14 @@ def freeze(calibration: pd.DataFrame) -> list[Thresholds]:
 def _of(lines: pd.DataFrame, phase: str, family: str, framing: str) -> Thresholds:
     baseline = lines[lines["condition"] == "baseline"]
     filler = lines[lines["condition"] == "filler"]
+    text = lines[lines["condition"] == "text"]
+    limits = [_percentile(of["perplexity_baseline"], PERPLEXITY_PERCENTILE) for of in (baseline, text)]
     return Thresholds(
         phase,
         family,
         framing,
-        _percentile(baseline["perplexity_baseline"], PERPLEXITY_PERCENTILE),
+        limits[0],
+        max((limit for limit in limits if limit is not None), default=None),
         _percentile(filler["kl_baseline"], KL_PERCENTILE),
         max(COPY_FLOOR, _percentile(baseline["copy_coverage"], COPY_PERCENTILE) or 0.0),
         int(lines["item"].nunique()),
@@ -111,7 +115,7 @@ def apply(lines: pd.DataFrame, frozen: list[Thresholds]) -> pd.DataFrame:
     lines = lines.copy()
     of = [by_group.get(key) for key in zip(lines["phase"], lines["family"], lines["framing"])]
     lines["judged"] = [t is not None for t in of]
-    for name in ("perplexity", "kl", "copy_coverage"):
+    for name in ("perplexity", "perplexity_text", "kl", "copy_coverage"):
         limit = [np.nan if t is None or getattr(t, name) is None else getattr(t, name) for t in of]
         lines[f"{name}_limit"] = np.asarray(limit, dtype=float)
     reasons = {
@@ -122,6 +126,11 @@ def apply(lines: pd.DataFrame, frozen: list[Thresholds]) -> pd.DataFrame:
     rows = zip(*(mask.to_numpy() for mask in reasons.values()))
     lines["broken_by"] = [", ".join(name for name, on in zip(reasons, row) if on) for row in rows]
     lines["broken"] = lines["broken_by"] != ""
+    lines["broken_against_text"] = (
+        (lines["perplexity_baseline"] > lines["perplexity_text_limit"])
+        | (reasons["loop"] & ~lines["looped_text"].eq(True))
+        | (reasons["stall"] & ~lines["stall_text"].eq(True))
+    )
     lines["copied"] = (lines["copy_coverage"] >= lines["copy_coverage_limit"]) & (
         lines["copy_run"] >= lines["reference_copy_run"].fillna(0) + COPY_MARGIN
     )

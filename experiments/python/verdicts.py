@@ -17,6 +17,11 @@ TRANSFER  the reference uplift beats that of permuted sources (a sign-flip test 
 INERT     the median KL(baseline || condition) is within the 95th percentile of `filler`.
 SHIFTED   the rest.
 
+Baseline's greedy answers are the likeliest ones under the baseline context, so any other content lies above them: by the
+letter of BROKEN even `text`, the two texts fed in turn, can be broken. Each verdict therefore has a second reading,
+`verdict_against_text`, in which what `text` does too is not called broken: the limit is the 99th percentile of `text` where
+that is higher, a loop or stall counts only where the trial's `text` lacks it, and all else is the same.
+
 Where an answer ends at once, its perplexity, loops and copying are those of the answer with end tokens banned for the
 first token; the stall itself is judged too.
 
@@ -40,6 +45,7 @@ VERDICTS = ("TRANSFER", "COPY", "SHIFTED", "INERT", "BROKEN")
 EQUIVALENCE_SHARE = 0.1  # of the text's uplift over another source: an effect below it is called none
 REFERENCES = ("baseline", "same-cache", "mismatched")  # conditions that the others are held against
 WITHIN = ["mode", "entity"]
+FLAGS = ["broken", "broken_against_text", "copied", "stall", "looped", "succeeded"]
 
 
 def _as_dict(estimate) -> dict | None:
@@ -76,13 +82,14 @@ def cell_numbers(cell: pd.DataFrame, mismatched: pd.DataFrame, tau_mismatched: d
     """All that a verdict may stand on. `mismatched`: that condition's lines of the same trials, and its tau."""
     own = by_item(cell, ["reference_uplift", "perplexity_baseline", "kl_baseline"])
     other = by_item(mismatched, ["reference_uplift"]).reindex(own.index)
-    flags = cell.groupby("item", sort=False)[["broken", "copied", "stall", "looped", "succeeded"]].mean() > 0.5
+    flags = cell.groupby("item", sort=False)[FLAGS].mean() > 0.5
     uplift, uplift_other = own["reference_uplift"], other["reference_uplift"]
     return {
         "n": len(own),
         **{name: _as_dict(effects.share(int(flags[name].sum()), len(flags))) for name in flags},
         "perplexity_median": median(own["perplexity_baseline"]),
         "perplexity_limit": median(cell["perplexity_limit"]),
+        "perplexity_text_limit": median(cell["perplexity_text_limit"]),
         "kl_median": median(own["kl_baseline"]),
         "kl_limit": median(cell["kl_limit"]),
         "uplift": _as_dict(effects.mean(uplift, resamples)),
@@ -103,13 +110,14 @@ def _equivalence(cell: pd.DataFrame, mismatched: pd.DataFrame, ceiling: float) -
     return effects.equivalence(own, _uplift(mismatched).reindex(own.index), EQUIVALENCE_SHARE * abs(ceiling))
 
 
-def decide(numbers: dict, p_holm: float | None) -> tuple[str, str]:
-    """The verdict on a cell and the numbers that it stands on, as a sentence."""
+def decide(numbers: dict, p_holm: float | None, broken: str = "broken") -> tuple[str, str]:
+    """The verdict on a cell and the numbers that it stands on, as a sentence. `broken`: by which limit."""
     n = numbers["n"]
-    if numbers["broken"]["value"] > 0.5:
+    if numbers[broken]["value"] > 0.5:
         return "BROKEN", (
-            f"{numbers['broken']['value']:.0%} of {n} broken; median perplexity under the baseline context "
-            f"{text(numbers['perplexity_median'])}, limit {text(numbers['perplexity_limit'])}"
+            f"{numbers[broken]['value']:.0%} of {n} broken; {numbers['looped']['value']:.0%} loop, {numbers['stall']['value']:.0%} end at "
+            f"once; median perplexity under the baseline context {text(numbers['perplexity_median'])}, limit "
+            f"{text(numbers['perplexity_limit' if broken == 'broken' else 'perplexity_text_limit'])}"
         )
     if numbers["copied"]["value"] > 0.5:
         return "COPY", f"{numbers['copied']['value']:.0%} of {n} repeat the source"
@@ -147,12 +155,15 @@ def judge_cells(test: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[
             cell["p_holm"], cell["holm_of"] = p, len(family)
     judged = bool(len(test)) and bool(test["judged"].all())
     for cell in cells:
+        cell["verdict_against_text"] = cell["evidence_against_text"] = None
         if cell["condition"] in REFERENCES:
             cell["verdict"], cell["evidence"] = None, "what the others are held against"
         elif not judged:
             cell["verdict"], cell["evidence"] = None, "no calibration split to take thresholds from"
         else:
             cell["verdict"], cell["evidence"] = decide(cell["numbers"], cell["p_holm"])
+            second = decide(cell["numbers"], cell["p_holm"], "broken_against_text")
+            cell["verdict_against_text"], cell["evidence_against_text"] = second
     return cells
 
 
@@ -200,19 +211,21 @@ def judge_cases(plan: pd.DataFrame, families: pd.DataFrame, cells: list[dict]) -
         for case, p in zip(group, effects.holm([case["p"] for case in group])):
             case["p_holm"] = p
     for row, case in zip(plan.itertuples(), judged):
-        case["verdict"], case["evidence"] = _decide_case(row, case)
+        case["verdict"], case["evidence"] = _decide_case(row, case, row.broken)
+        second = _decide_case(row, case, row.broken_against_text)
+        case["verdict_against_text"], case["evidence_against_text"] = second
     return judged
 
 
-def _decide_case(row, case: dict) -> tuple[str | None, str]:
+def _decide_case(row, case: dict, broken: bool) -> tuple[str | None, str]:
     if row.condition in REFERENCES:
         return None, "what the others are held against"
     if not row.judged:
         return None, "no verdict: the run has no calibration split to take thresholds from"
-    if row.broken:
+    if broken:
         return "BROKEN", (
-            f"{row.broken_by}; perplexity under the baseline context {text(row.perplexity_baseline)}, "
-            f"limit {text(row.perplexity_limit)}"
+            f"{row.broken_by}; perplexity under the baseline context {text(row.perplexity_baseline)}, limit "
+            f"{text(row.perplexity_limit)}, of text {text(row.perplexity_text_limit)}"
         )
     if row.copied:
         return "COPY", f"{row.copy_coverage:.0%} of the source repeated word for word"

@@ -119,3 +119,16 @@ def test_items_are_the_unit_where_trials_share_one(lines):
     b = next(c for c in again if c["condition"] == "transfer" and c["framing"] == "qa")["numbers"]
     assert a["n"] == b["n"] == 16
     assert np.allclose([a["uplift"]["low"], a["uplift"]["high"]], [b["uplift"]["low"], b["uplift"]["high"]])
+
+
+def test_the_second_reading_takes_the_limit_of_text(lines):
+    """Answers that baseline finds unlikely: broken by the letter, and no more so than those of the text fed in turn."""
+    unlikely = [{**l, "perplexity_baseline": 40.0} if l["condition"] in ("text", "transfer") else l for l in lines]
+    table, cells, cases = judge(unlikely)
+    for entries in (cells, cases):
+        of = next(e for e in entries if e["condition"] == "transfer")
+        assert (of["verdict"], of["verdict_against_text"]) == ("BROKEN", "TRANSFER")
+        of = next(e for e in entries if e["condition"] == "noise")
+        assert (of["verdict"], of["verdict_against_text"]) == ("BROKEN", "BROKEN")
+    frozen = thresholds.freeze(table[table["set"] == "calibration"])
+    assert frozen[0].perplexity_text == 40.0 > frozen[0].perplexity
