@@ -59,20 +59,16 @@ Result<std::string> resolve_model(const std::string& model) {
 Result<std::unique_ptr<Session>> open_session(const std::string& model, const OpenOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(model));
   KVFOLD_ASSIGN_OR_RETURN(ModelSource source, load_model_source(path));
-<<<<<<< HEAD
+  if (!options.quantization.none) {
+    ThreadPool pool(options.cpu.threads > 0 ? options.cpu.threads : ThreadPool::available());
+    source = quantize_model(std::move(source), options.quantization, pool);
+  }
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend,
                           make_backend(options.backend, {options.cpu, options.prefill}));
   KVFOLD_ASSIGN_OR_RETURN(const std::string plan,
                           backend->plan(source, {options.session.cache_type, options.session.cache_bytes,
                                                  options.session.chunk}));
   if (options.notice && !plan.empty()) options.notice(plan);
-=======
-  if (!options.quantization.none) {
-    ThreadPool pool(options.cpu.threads > 0 ? options.cpu.threads : ThreadPool::available());
-    source = quantize_model(std::move(source), options.quantization, pool);
-  }
-  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, make_cpu_backend(options.cpu));
->>>>>>> 775fbc2 (convert, make-random, quantisation on load; models of the Hugging Face hub; memory plans; real models through both formats)
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Model> loaded,
                           Model::create(std::move(source), std::move(backend)));
   return Session::create(std::move(loaded), options.session);
