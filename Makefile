@@ -13,9 +13,12 @@ PYTHON ?= python3
 
 CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
 RUNS := run-2a run-2b run-2c run-2d
+FAMILIES := $(addsuffix -family,$(RUNS))
+SWEEPS := run-position run-partial run-layers run-components
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
-        test-asan-ubsan test-tsan test-report test-pages test-conversions $(RUNS) bench bench-peer format tidy oracle clean
+        test-asan-ubsan test-tsan test-report test-pages test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+        bench bench-peer format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -59,10 +62,28 @@ run-2a: ## run phase 2a (identity transfer) on MODEL
 run-2b: ## run phase 2b on MODEL
 run-2c: ## run phase 2c on MODEL
 run-2d: ## run phase 2d on MODEL
+run-position: ## sweep: where the source's rows stand, and at which positions
+run-partial: ## sweep: the rows of some layers alone
+run-layers: ## sweep: layer by layer into neutral text, content and mode
+run-components: ## sweep: K or V alone, one KV head alone, one lane alone
 # Its own program alone is built, so that a first answer does not wait for the tests; stdout is the program's.
-$(RUNS): build/release/build.ninja install weights
+$(RUNS) $(SWEEPS): build/release/build.ninja install weights
 	@cmake --build build/release -j $(JOBS) --target $(subst -,_,$@) >&2
 	@build/release/experiments/$(subst -,_,$@) --model $(MODEL) $(ARGS)
+
+# A hundred trials and more of each kind, beside the plan's cases: minutes, and gone on with after an interruption.
+run-2a-family: ## the same with its families (also run-2b-family, run-2c-family, run-2d-family)
+$(FAMILIES): %-family:
+	@$(MAKE) --no-print-directory $* ARGS='--family $(ARGS)'
+
+run-all: ## every phase with its families, then every sweep: most of an hour, gone on with after an interruption
+	@set -e; for target in $(FAMILIES) $(SWEEPS); do $(MAKE) --no-print-directory $$target; done
+
+# The sets are committed; this makes them anew from experiments/prompts/tables.py.
+prompts: weights-all ## make the prompt sets anew
+	@[ -x .venv-prompts/bin/python ] || $(PYTHON) -m venv .venv-prompts
+	@.venv-prompts/bin/python -m pip install --quiet -r experiments/prompts/requirements.txt
+	@.venv-prompts/bin/python experiments/prompts/make_prompts.py
 
 # The analysis' Python packages, pinned, in an environment of their own.
 .venv-report/ready: experiments/python/requirements.txt | install

@@ -10,13 +10,8 @@
 int main(int argc, char** argv) {
   return kvfold::run_experiment(
       argc, argv,
-      {"2a",
-       "Does cache survive transplant at all?",
+      {"2a", "Does cache survive transplant at all?",
        "Success, as the plan has it: transfer names Lyra and Seattle, and baseline neither. In the raw "
        "framing an instruct\n"
-       "model may end at once; that is a stall of the framing, not a failure of the cache.",
-       {{"identity",
-         "Hello, my name is Lyra and I live in Seattle",
-         "What is your name and where do you live?",
-         {"Lyra", "Seattle"}}}});
+       "model may end at once; that is a stall of the framing, not a failure of the cache."});
 }

@@ -7,17 +7,9 @@
 
 int main(int argc, char** argv) {
   return kvfold::run_experiment(argc, argv,
-                                {"2c",
-                                 "What happens when cache topic doesn't match prompt?",
+                                {"2c", "What happens when cache topic doesn't match prompt?",
                                  "No success criterion. Compare transfer's perplexity under the baseline "
-                                 "context (ppl|base) with that of noise, and\n"
-                                 "look for the source's words.",
-                                 {{"mars-president",
-                                   "The 47th president of Mars was Zephyr",
-                                   "The capital of France is",
-                                   {"Mars", "Zephyr", "president"}},
-                                  {"glass-kingdom",
-                                   "Once upon a time in a kingdom of glass",
-                                   "The chemical formula for water is",
-                                   {"kingdom", "glass", "once upon a time"}}}});
+                                 "context (ppl|base) with that of noise, "
+                                 "and\n"
+                                 "look for the source's words."});
 }

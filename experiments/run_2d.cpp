@@ -8,16 +8,9 @@
 
 int main(int argc, char** argv) {
   return kvfold::run_experiment(argc, argv,
-                                {"2d",
-                                 "Can we induce confabulation by transferring confabulation cache?",
+                                {"2d", "Can we induce confabulation by transferring confabulation cache?",
                                  "A name from the source is content. An invented answer without the source's "
-                                 "words would be mode: read the outputs.",
-                                 {{"confabulation",
-                                   "The inventor of quantum bicycles was Dr. Helena Frost",
-                                   "The inventor of the telephone was",
-                                   {"Helena", "Frost"}},
-                                  {"creative",
-                                   "Once upon a time in a kingdom of glass",
-                                   "The inventor of the telephone was",
-                                   {"kingdom", "glass", "once upon a time"}}}});
+                                 "words would be mode: read the outputs, "
+                                 "and\n"
+                                 "the crossing of modes and entities (--family)."});
 }

@@ -1,7 +1,6 @@
 // The programs as a user meets them: exit status, one line of error, JSON, and files with the right bytes.
 #include <cmath>
 #include <cstdlib>
-#include <map>
 
 #include "tests/cli_fixture.h"
 
@@ -107,27 +106,6 @@ TEST_F(Cli, SavedCacheContinuesAsTheTextWould) {
   deeper.layers = 3;
   folder_.write("other.gguf", tiny_model(deeper).build());
   expect_refused("cache run other.gguf c.safetensors --text ghi", "2 layers x 2 KV heads x 16");
-}
-
-TEST_F(Cli, DriverRecordsEveryCondition) {
-  const Ran ran = run("run_2a --model tiny.gguf -n 6 --runs out_runs");
-  ASSERT_EQ(ran.status, 0) << ran.err;
-  EXPECT_NE(ran.out.find("transfer"), std::string::npos);
-  EXPECT_EQ(ran.out.find('\x1b'), std::string::npos) << "colour without a terminal";
-  ASSERT_EQ(
-      std::system(("cat " + folder_.file("out_runs") + "/*/trials.jsonl >" + folder_.file("lines")).c_str()),
-      0);
-  std::istringstream lines(TemporaryFolder::read(folder_.file("lines")));
-  std::map<std::string, int> conditions;
-  for (std::string line; std::getline(lines, line);) {
-    const auto trial = nlohmann::json::parse(line);
-    for (const char* key :
-         {"phase", "trial", "framing", "condition", "source", "target", "output", "markers"})
-      EXPECT_TRUE(trial.contains(key)) << key;
-    ++conditions[trial.at("condition").get<std::string>()];
-  }
-  EXPECT_EQ(conditions, (std::map<std::string, int>{
-                            {"baseline", 4}, {"same-cache", 4}, {"noise", 4}, {"text", 4}, {"transfer", 4}}));
 }
 
 }  // namespace

@@ -4,273 +4,208 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdlib>
+#include <filesystem>
 
 #include "engine/kv/cache_file.h"
-#include "experiments/harness/outcome.h"
+#include "experiments/harness/measure.h"
+#include "experiments/harness/options.h"
+#include "experiments/harness/progress.h"
 #include "experiments/harness/replay.h"
 #include "experiments/harness/run_folder.h"
-#include "loaders/open.h"
+#include "experiments/harness/table.h"
 
 namespace kvfold {
 namespace {
 
-constexpr int kBadInput = 2;
+using Json = nlohmann::ordered_json;
 
-struct Options {
-  std::string model = "smollm2-135m-instruct";
-  std::string runs = "runs";
-  std::string replay;
-  int threads = 0;
-  int count = 40;
-  uint64_t seed = 0;
-  bool exact = false;
-};
-
-// A trial in one framing with its caches, ready to be continued.
-struct Prepared {
-  FramedTrial trial;
-  std::vector<ConditionCache> conditions;
-  std::string saved;  // baseline's cache, for the same-cache control
-};
-
-// One line a trial on stderr; on a terminal a bar that is drawn over itself.
-class Progress {
- public:
-  Progress(std::string phase, size_t total)
-      : phase_(std::move(phase)), total_(total), terminal_(isatty(STDERR_FILENO) != 0) {}
-  void step(const FramedTrial& trial, const std::string& what) {
-    ++done_;
-    constexpr size_t kWidth = 24;
-    const size_t filled = kWidth * done_ / total_;
-    const std::string bar = std::string(filled, '#') + std::string(kWidth - filled, '.');
-    const std::string line = fmt::format("{} [{}] {}/{} {} {}: {}", phase_, bar, done_, total_,
-                                         trial.trial->name, framing_name(trial.framing), what);
-    if (terminal_) {
-      fmt::print(stderr, "\r\x1b[K{}{}", line, done_ == total_ ? "\n" : "");
-    } else {
-      fmt::print(stderr, "{}\n", line);
-    }
-    std::fflush(stderr);
-  }
-
- private:
-  std::string phase_;
-  size_t total_;
-  size_t done_ = 0;
-  bool terminal_;
-};
+// Trials whose same-cache controls share one other process.
+constexpr size_t kBlock = 8;
+// Sources of other trials under which the plan's cases are scored where the families are run.
+constexpr size_t kPermutations = 99;
 
 class Run {
  public:
-  Run(const Experiment& experiment, const Options& options, Session& session, RunFolder& folder)
-      : experiment_(experiment), options_(options), session_(session), folder_(folder) {}
+  Run(const Experiment& experiment, const DriverOptions& options, Session& session, const PromptSet& prompts,
+      std::vector<Framing> framings)
+      : experiment_(experiment),
+        options_(options),
+        session_(session),
+        prompts_(prompts),
+        framings_(std::move(framings)),
+        trials_(choose_trials(prompts, true, options.family, options.limit)) {}
 
   Status run() {
-    KVFOLD_RETURN_IF_ERROR(folder_.write_manifest(manifest()));
-    KVFOLD_RETURN_IF_ERROR(prepare());
-    KVFOLD_RETURN_IF_ERROR(replay());
-    Progress progress(experiment_.phase, prepared_.size());
-    for (size_t i = 0; i < prepared_.size(); ++i) {
-      KVFOLD_ASSIGN_OR_RETURN(TrialOutcome outcome, measure(prepared_[i], replayed_[i]));
-      for (const Outcome& o : outcome.outcomes)
-        KVFOLD_RETURN_IF_ERROR(folder_.append(to_json(experiment_.phase, prepared_[i].trial, o)));
-      const Outcome& transfer = outcome.of(Condition::kTransfer);
-      progress.step(prepared_[i].trial, fmt::format("{} of {} markers", transfer.markers.size(),
-                                                    prepared_[i].trial.trial->markers.size()));
-      outcomes_.push_back(std::move(outcome));
-    }
-    return {};
+    const Json description = describe_run(session_, options_);
+    const std::string identity = run_identity(description, decides());
+    KVFOLD_ASSIGN_OR_RETURN(RunFolder folder,
+                            RunFolder::open(options_.runs, experiment_.phase, identity, options_.fresh));
+    Json manifest = make_manifest(decides(), description, folder);
+    KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
+    const auto lines = static_cast<int>(framings_.size() * std::size(kConditions));
+    KVFOLD_ASSIGN_OR_RETURN(const std::set<std::string> done,
+                            folder.open_records("trials.jsonl", [&](const nlohmann::json& x) {
+                              return RunFolder::Group{x.value("trial", ""), lines};
+                            }));
+    KVFOLD_RETURN_IF_ERROR(run_trials(folder, done));
+    const size_t cases = trials_.size() * framings_.size();
+    manifest["checks"] = {{"same-cache", cases}, {"text", cases}};
+    manifest["finished"] = utc_now();
+    manifest["complete"] = true;
+    KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
+    return print_table(folder.path());
   }
-
-  const std::vector<TrialOutcome>& outcomes() const { return outcomes_; }
 
  private:
-  nlohmann::ordered_json manifest() const {
-    const ModelSource& source = session_.model().source();
-    return {{"phase", experiment_.phase},
+  // What, besides the model and its options, decides the lines of the run.
+  Json decides() const {
+    std::vector<std::string> framings;
+    for (const Framing framing : framings_) framings.emplace_back(framing_name(framing));
+    std::vector<std::string> conditions;
+    for (const Condition condition : kConditions) conditions.emplace_back(condition_name(condition));
+    return {{"kvfold_trials", 1},
+            {"phase", experiment_.phase},
             {"question", experiment_.question},
-            {"model", options_.model},
-            {"model_path", source.path},
-            {"model_name", source.config.name},
-            {"model_fingerprint", source.fingerprint},
-            {"backend", session_.model().backend().name()},
-            {"precision", options_.exact ? "exact" : "int8"},
-            {"tokens", options_.count},
-            {"seed", options_.seed},
-            {"build", KVFOLD_BUILD},
-            {"decoding", "greedy"},
-            {"insertion", "start, positions follow"},
-            {"conditions", conditions()}};
+            {"family", options_.family ? "all" : "plan"},
+            {"prompts", prompts_.path},
+            {"prompts_xxh3", prompts_.hash},
+            {"limit", options_.limit > 0 ? Json(options_.limit) : Json(nullptr)},
+            {"trials", trials_.size()},
+            {"framings", framings},
+            {"conditions", conditions}};
   }
 
-  static std::vector<std::string> conditions() {
-    std::vector<std::string> names;
-    for (const Condition condition : kConditions) names.emplace_back(condition_name(condition));
-    return names;
-  }
-
-  Status prepare() {
-    const Model& model = session_.model();
-    for (const Trial& trial : experiment_.trials)
-      for (const Framing framing : kFramings) {
-        KVFOLD_ASSIGN_OR_RETURN(FramedTrial framed, frame(trial, framing, session_.tokenizer()));
-        KVFOLD_ASSIGN_OR_RETURN(std::vector<ConditionCache> conditions,
-                                build_conditions(session_, framed, options_.seed + prepared_.size()));
-        const std::string saved = fmt::format("{}/{}.safetensors", folder_.scratch(), prepared_.size());
-        KVFOLD_RETURN_IF_ERROR(save_cache(conditions[0].cache, cache_model_info(model.source()), saved));
-        prepared_.push_back({std::move(framed), std::move(conditions), saved});
-      }
-    return {};
-  }
-
-  Status replay() {
-    std::vector<ReplayJob> jobs;
-    for (const Prepared& p : prepared_) jobs.push_back({p.saved, p.trial.target.back()});
-    KVFOLD_ASSIGN_OR_RETURN(
-        replayed_, replay_elsewhere({options_.model, options_.exact, options_.threads, options_.count}, jobs,
-                                    folder_.scratch()));
-    if (replayed_.size() != jobs.size()) return Status::error("same-cache: an answer is missing");
-    return {};
-  }
-
-  // Bits that must be equal, or no result of this run means anything.
-  Status check_equal(const FramedTrial& trial, const Continuation& a, const Continuation& b,
-                     const char* what) const {
-    if (a.ids == b.ids && a.hashes == b.hashes && a.ended == b.ended) return {};
-    return Status::error(fmt::format("trial '{}' ({}): {} differ; the run is void", trial.trial->name,
-                                     framing_name(trial.framing), what));
-  }
-
-  Result<TrialOutcome> measure(const Prepared& p, const Continuation& replayed) {
-    std::vector<Start> starts;
-    for (const ConditionCache& c : p.conditions) starts.push_back({c.cache.fork(), p.trial.target.back()});
-    KVFOLD_ASSIGN_OR_RETURN(std::vector<Continuation> continued,
-                            continue_greedily(session_, starts, options_.count));
-    TrialOutcome out{&p.trial, {}};
-    for (size_t i = 0; i < p.conditions.size(); ++i) {
-      out.outcomes.push_back({});
-      out.outcomes.back().condition = p.conditions[i].condition;
-      out.outcomes.back().continuation = std::move(continued[i]);
+  Status run_trials(RunFolder& folder, const std::set<std::string>& done) {
+    std::vector<const Trial*> left;
+    for (const Trial* trial : trials_)
+      if (!done.contains(trial->id)) left.push_back(trial);
+    if (folder.resumed())
+      fmt::print(stderr, "{}: going on, {} of {} trials are there\n", folder.path(), done.size(),
+                 trials_.size());
+    Progress progress(experiment_.phase, left.size());
+    for (size_t begin = 0; begin < left.size(); begin += kBlock) {
+      const std::span<const Trial* const> block(left.data() + begin, std::min(kBlock, left.size() - begin));
+      KVFOLD_RETURN_IF_ERROR(run_block(folder, block, progress));
     }
-    Outcome same;
-    same.condition = Condition::kSameCache;
-    same.continuation = replayed;
-    out.outcomes.insert(out.outcomes.begin() + 1, std::move(same));
-    KVFOLD_RETURN_IF_ERROR(check_equal(p.trial, out.of(Condition::kBaseline).continuation,
-                                       out.of(Condition::kSameCache).continuation,
-                                       "same-cache and baseline"));
-    KVFOLD_RETURN_IF_ERROR(check_equal(p.trial, out.of(Condition::kText).continuation,
-                                       out.of(Condition::kTransfer).continuation, "transfer and text"));
-    KVFOLD_RETURN_IF_ERROR(measure_outcomes(p, out));
+    return {};
+  }
+
+  Status run_block(RunFolder& folder, std::span<const Trial* const> block, Progress& progress) {
+    std::vector<FramedTrial> framed;
+    for (const Trial* trial : block)
+      for (const Framing framing : framings_) {
+        KVFOLD_ASSIGN_OR_RETURN(
+            FramedTrial f, frame(*trial, prompts_.by_id(trial->mismatched), framing, session_.tokenizer()));
+        framed.push_back(std::move(f));
+      }
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<Replayed> replayed, replay(folder.scratch(), framed));
+    const size_t n = framings_.size();
+    for (size_t i = 0; i < block.size(); ++i) {
+      KVFOLD_ASSIGN_OR_RETURN(
+          std::vector<TrialOutcome> outcomes,
+          measure_trial(session_, std::span(framed).subspan(i * n, n), std::span(replayed).subspan(i * n, n),
+                        {options_.count, options_.seed}));
+      if (options_.family && block[i]->set == "plan") KVFOLD_RETURN_IF_ERROR(permute(outcomes));
+      std::vector<Json> lines;
+      for (const TrialOutcome& outcome : outcomes)
+        for (const Outcome& o : outcome.outcomes) lines.push_back(to_json(outcome, o));
+      KVFOLD_RETURN_IF_ERROR(folder.append(lines));
+      size_t found = 0;
+      for (const TrialOutcome& outcome : outcomes)
+        found += outcome.of(Condition::kTransfer).said.markers.empty() ? 0 : 1;
+      progress.step(
+          fmt::format("{}: transfer shows the source in {} of {} framings", block[i]->id, found, n));
+    }
+    return {};
+  }
+
+  // The same-cache control of every trial and framing of a block: saved here, continued by another process.
+  Result<std::vector<Replayed>> replay(const std::string& scratch, std::span<const FramedTrial> framed) {
+    const Model& model = session_.model();
+    const CacheModelInfo info = cache_model_info(model.source());
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<KvCache> caches, baseline_caches(session_, framed));
+    std::vector<ReplayJob> jobs;
+    for (size_t i = 0; i < framed.size(); ++i) {
+      jobs.push_back({fmt::format("{}/{}.safetensors", scratch, i), framed[i].target.back()});
+      KVFOLD_RETURN_IF_ERROR(save_cache(caches[i], info, jobs.back().cache_path));
+    }
+    KVFOLD_ASSIGN_OR_RETURN(
+        std::vector<Continuation> answers,
+        replay_elsewhere({options_.model, options_.exact, options_.threads, options_.count}, jobs, scratch));
+    if (answers.size() != jobs.size()) return Status::error("same-cache: an answer is missing");
+    std::vector<Replayed> out;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      KVFOLD_ASSIGN_OR_RETURN(KvCache loaded,
+                              load_cache(jobs[i].cache_path, info, model.cache_shape(), session_.pool()));
+      out.push_back({std::move(answers[i]), std::move(loaded)});
+      std::error_code ignored;
+      std::filesystem::remove(jobs[i].cache_path, ignored);
+    }
     return out;
   }
 
-  Status measure_outcomes(const Prepared& p, TrialOutcome& out) {
-    const Model& model = session_.model();
-    const KvCache& baseline = p.conditions[0].cache;
-    const TokenId last = p.trial.target.back();
-    KVFOLD_ASSIGN_OR_RETURN(const KvCache loaded, load_cache(p.saved, cache_model_info(model.source()),
-                                                             model.cache_shape(), session_.pool()));
-    const std::vector<TokenId> reference = out.of(Condition::kBaseline).continuation.ids;
-    KVFOLD_ASSIGN_OR_RETURN(const auto reference_logits, teacher_force(session_, baseline, last, reference));
-    const RowNorms natural = mean_row_norms(baseline, p.conditions[0].inserted_end, baseline.size());
-    for (Outcome& o : out.outcomes) {
-      const ConditionCache* built = nullptr;
-      for (const ConditionCache& c : p.conditions)
-        if (c.condition == o.condition) built = &c;
-      const KvCache& cache = built != nullptr ? built->cache : loaded;
-      o.output = text_of(o.continuation);
-      o.markers = find_markers(o.output, p.trial.trial->markers);
-      o.stall = o.continuation.ended && o.continuation.ids.empty();
-      o.natural = natural;
-      if (built != nullptr) o.injected = mean_row_norms(cache, built->inserted_begin, built->inserted_end);
-      o.perplexity_own = perplexity(o.continuation.log_probabilities);
-      KVFOLD_ASSIGN_OR_RETURN(const auto under_baseline,
-                              teacher_force(session_, baseline, last, o.continuation.ids));
-      o.perplexity_baseline = perplexity(score(under_baseline, o.continuation.ids));
-      KVFOLD_ASSIGN_OR_RETURN(const auto along_reference, teacher_force(session_, cache, last, reference));
-      o.kl = mean_kl(reference_logits, along_reference);
+  // The plan's cases under other trials' sources: what their uplift is held against.
+  Status permute(std::vector<TrialOutcome>& outcomes) {
+    for (TrialOutcome& outcome : outcomes) {
+      std::vector<std::vector<TokenId>> others;
+      for (const Trial& other : prompts_.trials) {
+        if (other.set != "test" || others.size() == kPermutations) continue;
+        KVFOLD_ASSIGN_OR_RETURN(FramedTrial framed,
+                                frame(other, other, outcome.trial->framing, session_.tokenizer()));
+        others.push_back(std::move(framed.source.ids));
+      }
+      KVFOLD_ASSIGN_OR_RETURN(std::vector<double> uplifts,
+                              permuted_uplifts(session_, *outcome.trial, others));
+      for (Outcome& o : outcome.outcomes)
+        if (o.condition == Condition::kTransfer) o.permuted_uplifts = uplifts;
     }
     return {};
   }
 
-  std::string text_of(const Continuation& continuation) const {
-    StreamDecoder decoder(session_.tokenizer());
-    std::string text;
-    for (const TokenId id : continuation.ids) text += decoder.push(id);
-    return text + decoder.finish();
+  Status print_table(const std::string& folder) const {
+    const bool colour = isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr;
+    winsize size{};
+    const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    constexpr int kWidth = 140;
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<nlohmann::json> lines, read_lines(folder + "/trials.jsonl"));
+    fmt::print(
+        "{}\n{}\n\n{}\n\nModel {}, {} tokens, greedy. Same-cache equals baseline, and transfer equals text, "
+        "bit for "
+        "bit.\n{}\n",
+        fmt::format("Phase {}: {}", experiment_.phase, experiment_.question),
+        format_table(lines, known ? size.ws_col : kWidth, colour), experiment_.reading, options_.model,
+        options_.count, folder + "/trials.jsonl");
+    return {};
   }
 
   const Experiment& experiment_;
-  const Options& options_;
+  const DriverOptions& options_;
   Session& session_;
-  RunFolder& folder_;
-  std::vector<Prepared> prepared_;
-  std::vector<Continuation> replayed_;
-  std::vector<TrialOutcome> outcomes_;
+  const PromptSet& prompts_;
+  std::vector<Framing> framings_;
+  std::vector<const Trial*> trials_;
 };
 
-int terminal_width() {
-  winsize size{};
-  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 140;
-}
-
-Status run(const Experiment& experiment, const Options& options) {
-  OpenOptions open;
-  open.cpu.threads = options.threads;
-  open.cpu.precision = options.exact ? Precision::kExact : Precision::kInt8;
-  KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, open_session(options.model, open));
-  KVFOLD_ASSIGN_OR_RETURN(RunFolder folder, RunFolder::create(options.runs, experiment.phase));
-  Run run(experiment, options, *session, folder);
-  KVFOLD_RETURN_IF_ERROR(run.run());
-  const bool colour = isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr;
-  fmt::print(
-      "{}\nModel {}, {} tokens, greedy. Same-cache equals baseline, and transfer equals text, bit for "
-      "bit.\n{}\n",
-      format_table(experiment, run.outcomes(), terminal_width(), colour), options.model, options.count,
-      folder.path() + "/trials.jsonl");
-  return {};
-}
-
-int fail(std::string message) {
-  for (char& c : message)
-    if (c == '\n' || c == '\r') c = ' ';
-  fmt::print(stderr, "kvfold: {}\n", message);
-  return kBadInput;
+Status run(const Experiment& experiment, const DriverOptions& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<Framing> framings, parse_framings(options.framings));
+  KVFOLD_ASSIGN_OR_RETURN(
+      const PromptSet prompts,
+      load_prompt_set(options.prompts.empty() ? prompt_set_path(experiment.phase) : options.prompts));
+  KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, open_session(options));
+  return Run(experiment, options, *session, prompts, framings).run();
 }
 
 }  // namespace
 
 int run_experiment(int argc, char** argv, const Experiment& experiment) {
-  Options options;
+  DriverOptions options;
   CLI::App app(fmt::format("Phase {}: {}", experiment.phase, experiment.question));
-  app.add_option("--model", options.model,
-                 "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
-      ->capture_default_str();
-  app.add_option("--runs", options.runs, "the folder in which the run's own is made")->capture_default_str();
-  app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")
-      ->check(CLI::Range(1, 1024));
-  app.add_option("-n", options.count, "most tokens of an answer")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--seed", options.seed, "seed of the noise control")->capture_default_str();
-  app.add_flag("--exact", options.exact, "f32 activations instead of int8 blocks");
-  app.add_option("--replay", options.replay, "")->group("");  // the same-cache control's other process
-  try {
-    app.parse(argc, argv);
-    const Status status = options.replay.empty() ? run(experiment, options) : run_replay(options.replay);
-    return status.ok() ? 0 : fail(status.message());
-  } catch (const CLI::ParseError& error) {
-    return error.get_exit_code() == 0 ? app.exit(error) : fail(error.what());
-  } catch (const std::bad_alloc&) {
-    return fail("not enough memory");
-  } catch (const std::exception& error) {
-    return fail(error.what());
-  }
+  add_options(app, options);
+  app.add_flag("--family", options.family, "run the families too, not the plan's own cases alone");
+  return run_program(argc, argv, app, options, [&]() -> Status {
+    return options.replay.empty() ? run(experiment, options) : run_replay(options.replay);
+  });
 }
 
 }  // namespace kvfold

@@ -1,12 +1,15 @@
 #include "experiments/harness/metrics.h"
 
 #include <utf8proc.h>
+#include <zlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
+#include <set>
 
-#include "engine/sampler.h"
+#include "engine/status.h"
 
 namespace kvfold {
 namespace {
@@ -47,34 +50,22 @@ bool holds_word(const std::vector<utf8proc_int32_t>& text, const std::vector<utf
   return false;
 }
 
+// A marker's signs at either end ("100°", "Frost.") may be missing in the text, unless it is nothing else.
+std::vector<utf8proc_int32_t> core(std::vector<utf8proc_int32_t> word) {
+  const auto first = std::find_if(word.begin(), word.end(), in_word);
+  if (first == word.end()) return word;
+  const auto last = std::find_if(word.rbegin(), word.rend(), in_word).base();
+  return {first, last};
+}
+
 }  // namespace
 
 std::vector<std::string> find_markers(const std::string& text, const std::vector<std::string>& markers) {
   const std::vector<utf8proc_int32_t> folded = fold(text);
   std::vector<std::string> found;
   for (const std::string& marker : markers)
-    if (holds_word(folded, fold(marker))) found.push_back(marker);
+    if (holds_word(folded, core(fold(marker)))) found.push_back(marker);
   return found;
-}
-
-RowNorms mean_row_norms(const KvCache& cache, int begin, int end) {
-  const CacheShape& shape = cache.shape();
-  std::vector<float> row(shape.head_dim);
-  const auto mean = [&](Part part) {
-    double sum = 0;
-    int64_t count = 0;
-    for (int lane = 0; lane < shape.lanes(); ++lane) {
-      const PageTable& table = cache.lanes().table(part, lane);
-      for (int slot = begin; slot < end; ++slot) {
-        if (!table.holds(slot)) continue;
-        table.load(part, slot, row.data());
-        sum += std::sqrt(std::inner_product(row.begin(), row.end(), row.begin(), 0.0));
-        ++count;
-      }
-    }
-    return count == 0 ? 0.0 : sum / static_cast<double>(count);
-  };
-  return {mean(Part::kKey), mean(Part::kValue)};
 }
 
 std::optional<double> perplexity(std::span<const double> log_probabilities) {
@@ -83,17 +74,61 @@ std::optional<double> perplexity(std::span<const double> log_probabilities) {
   return std::exp(-sum / static_cast<double>(log_probabilities.size()));
 }
 
-std::vector<double> score(const std::vector<std::vector<float>>& logits, std::span<const TokenId> ids) {
-  std::vector<double> out;
-  out.reserve(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) out.push_back(log_probability(logits[i], ids[i]));
-  return out;
+std::optional<double> distinct_ratio(std::span<const TokenId> ids, int n) {
+  const auto size = static_cast<int64_t>(ids.size());
+  const int64_t grams = size - n + 1;
+  if (grams < 2) return std::nullopt;
+  std::set<std::vector<TokenId>> different;
+  for (int64_t i = 0; i < grams; ++i) different.emplace(ids.begin() + i, ids.begin() + i + n);
+  return static_cast<double>(different.size()) / static_cast<double>(grams);
 }
 
-double mean_kl(const std::vector<std::vector<float>>& p, const std::vector<std::vector<float>>& q) {
-  double sum = 0;
-  for (size_t i = 0; i < p.size(); ++i) sum += kl_divergence(p[i], q[i]);
-  return sum / static_cast<double>(p.size());
+std::optional<int> longest_repeated_suffix(std::span<const TokenId> ids) {
+  if (ids.size() < 2) return std::nullopt;
+  size_t longest = 0;
+  for (size_t end = 1; end < ids.size(); ++end) {
+    size_t n = 0;
+    while (n < end && ids[end - 1 - n] == ids[ids.size() - 1 - n]) ++n;
+    longest = std::max(longest, n);
+  }
+  return static_cast<int>(longest);
+}
+
+int longest_common_run(std::span<const TokenId> a, std::span<const TokenId> b) {
+  int longest = 0;
+  for (size_t i = 0; i < a.size(); ++i)
+    for (size_t j = 0; j < b.size(); ++j) {
+      size_t n = 0;
+      while (i + n < a.size() && j + n < b.size() && a[i + n] == b[j + n]) ++n;
+      longest = std::max(longest, static_cast<int>(n));
+    }
+  return longest;
+}
+
+std::optional<double> zlib_ratio(const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  uLongf size = compressBound(static_cast<uLong>(text.size()));
+  std::vector<Bytef> out(size);
+  constexpr int kLevel = 9;
+  KVFOLD_CHECK(compress2(out.data(), &size, reinterpret_cast<const Bytef*>(text.data()),
+                         static_cast<uLong>(text.size()), kLevel) == Z_OK);
+  return static_cast<double>(size) / static_cast<double>(text.size());
+}
+
+std::optional<double> transfer_fraction(double ld, double baseline, double text) {
+  constexpr double kLeastEffect = 0.1;  // nats
+  if (std::abs(text - baseline) < kLeastEffect) return std::nullopt;
+  return (ld - baseline) / (text - baseline);
+}
+
+TextShape text_shape(std::span<const TokenId> ids, const std::string& text, std::span<const TokenId> source) {
+  TextShape out;
+  for (int n = 1; n <= 3; ++n) out.distinct[n - 1] = distinct_ratio(ids, n);
+  out.longest_repeat = longest_repeated_suffix(ids);
+  out.zlib = zlib_ratio(text);
+  out.copy_run = longest_common_run(ids, source);
+  if (!ids.empty()) out.copy_share = out.copy_run / static_cast<double>(ids.size());
+  return out;
 }
 
 }  // namespace kvfold

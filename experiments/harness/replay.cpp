@@ -1,10 +1,12 @@
 #include "experiments/harness/replay.h"
 
 #include <fmt/core.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -35,6 +37,7 @@ Status run_self(const std::string& path) {
   const pid_t child = fork();
   if (child < 0) return Status::error(fmt::format("cannot start a process: {}", std::strerror(errno)));
   if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // a run that is killed leaves no process behind
     execl("/proc/self/exe", "kvfold-replay", "--replay", path.c_str(), nullptr);
     _exit(127);
   }
@@ -62,6 +65,7 @@ Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options,
   std::vector<Continuation> out;
   for (const json& answer : answers)
     out.push_back({answer.at("ids").get<std::vector<TokenId>>(), answer.at("ended").get<bool>(),
+                   answer.at("stalled").get<bool>(),
                    answer.at("log_probabilities").get<std::vector<double>>(),
                    answer.at("hashes").get<std::vector<uint64_t>>()});
   return out;
@@ -88,6 +92,7 @@ Status run_replay(const std::string& jobs_path) {
   for (const Continuation& c : continued)
     answers.push_back({{"ids", c.ids},
                        {"ended", c.ended},
+                       {"stalled", c.stalled},
                        {"log_probabilities", c.log_probabilities},
                        {"hashes", c.hashes}});
   return write_json(request.at("answers").get<std::string>(), answers);

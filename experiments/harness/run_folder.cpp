@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
@@ -28,23 +30,80 @@ std::string utc_time() {
   return text;
 }
 
+// The manifest of a run that this identity could go on with; null if there is none.
+nlohmann::ordered_json unfinished_manifest(const std::string& folder, const std::string& identity) {
+  const Result<std::string> text = read_text_file(folder + "/manifest.json");
+  if (!text.ok()) return nullptr;
+  nlohmann::ordered_json manifest = nlohmann::ordered_json::parse(*text, nullptr, false);
+  if (!manifest.is_object() || manifest.value("identity", "") != identity || manifest.value("complete", true))
+    return nullptr;
+  return manifest;
+}
+
+// A lock that is held until the descriptor is closed, -1 if another process has it.
+Result<int> lock_folder(const std::string& folder) {
+  const std::string path = folder + "/lock";
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd < 0) return system_error(path, "create");
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
+  ::close(fd);
+  return -1;
+}
+
 }  // namespace
 
-RunFolder::RunFolder(std::string path, int trials)
-    : path_(std::move(path)), scratch_(path_ + "/scratch"), trials_(trials) {}
+RunFolder::RunFolder(std::string path, int lock, std::string identity)
+    : path_(std::move(path)), scratch_(path_ + "/scratch"), identity_(std::move(identity)), lock_(lock) {}
 
 RunFolder::RunFolder(RunFolder&& other) noexcept
     : path_(std::move(other.path_)),
       scratch_(std::exchange(other.scratch_, {})),
-      trials_(std::exchange(other.trials_, -1)) {}
+      identity_(std::move(other.identity_)),
+      old_manifest_(std::move(other.old_manifest_)),
+      resumed_(other.resumed_),
+      records_path_(std::move(other.records_path_)),
+      records_(std::exchange(other.records_, -1)),
+      lock_(std::exchange(other.lock_, -1)) {}
 
 RunFolder::~RunFolder() {
-  if (trials_ >= 0) ::close(trials_);
   std::error_code ignored;
   if (!scratch_.empty()) std::filesystem::remove_all(scratch_, ignored);
+  if (records_ >= 0) ::close(records_);
+  if (lock_ < 0) return;
+  std::filesystem::remove(path_ + "/lock", ignored);
+  ::close(lock_);
 }
 
-Result<RunFolder> RunFolder::create(const std::string& parent, const std::string& phase) {
+Status RunFolder::make_scratch() const {
+  std::error_code ignored;
+  std::filesystem::remove_all(scratch_, ignored);
+  if (::mkdir(scratch_.c_str(), 0777) != 0) return system_error(scratch_, "make the folder");
+  return {};
+}
+
+// A folder without a manifest is the answer "none": its path is empty.
+Result<RunFolder> RunFolder::find(const std::string& parent, const std::string& phase,
+                                  const std::string& identity) {
+  std::vector<std::string> folders;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(parent, error))
+    if (entry.path().filename().string().starts_with(phase + "-")) folders.push_back(entry.path().string());
+  std::sort(folders.rbegin(), folders.rend());
+  for (const std::string& path : folders) {
+    if (unfinished_manifest(path, identity).is_null()) continue;
+    KVFOLD_ASSIGN_OR_RETURN(const int lock, lock_folder(path));
+    if (lock < 0)
+      return Status::error(path + ": another process is at work on this run; --new starts a run of its own");
+    RunFolder folder(path, lock, identity);
+    folder.old_manifest_ = unfinished_manifest(path, identity);  // again, now that nobody else can change it
+    folder.resumed_ = !folder.old_manifest_.is_null();
+    if (folder.resumed_) return folder;
+  }
+  return RunFolder("", -1, identity);
+}
+
+Result<RunFolder> RunFolder::create(const std::string& parent, const std::string& phase,
+                                    const std::string& identity) {
   std::error_code error;
   std::filesystem::create_directories(parent, error);
   const std::string base = fmt::format("{}/{}-{}", parent, phase, utc_time());
@@ -53,32 +112,73 @@ Result<RunFolder> RunFolder::create(const std::string& parent, const std::string
     if (errno != EEXIST || n > 1000) return system_error(path, "make the folder");
     path = fmt::format("{}-{}", base, n);
   }
-  const std::string trials = path + "/trials.jsonl";
-  const int fd = ::open(trials.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-  if (fd < 0) return system_error(trials, "create");
-  RunFolder folder(path, fd);
-  if (::mkdir(folder.scratch().c_str(), 0777) != 0) return system_error(folder.scratch(), "make the folder");
-  return folder;
+  KVFOLD_ASSIGN_OR_RETURN(const int lock, lock_folder(path));
+  if (lock < 0) return Status::error(path + ": another process is at work on this run");
+  return RunFolder(path, lock, identity);
 }
 
-Status RunFolder::write_manifest(const nlohmann::ordered_json& manifest) const {
+Result<RunFolder> RunFolder::open(const std::string& parent, const std::string& phase,
+                                  const std::string& identity, bool fresh) {
+  if (!fresh) {
+    KVFOLD_ASSIGN_OR_RETURN(RunFolder found, find(parent, phase, identity));
+    if (found.resumed_) {
+      KVFOLD_RETURN_IF_ERROR(found.make_scratch());
+      return found;
+    }
+    found.scratch_.clear();
+  }
+  KVFOLD_ASSIGN_OR_RETURN(RunFolder made, create(parent, phase, identity));
+  KVFOLD_RETURN_IF_ERROR(made.make_scratch());
+  return made;
+}
+
+Status RunFolder::write_manifest(nlohmann::ordered_json manifest) const {
+  manifest["identity"] = identity_;
   KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path_ + "/manifest.json"));
   KVFOLD_RETURN_IF_ERROR(
       file.write(manifest.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"));
   return file.commit();
 }
 
-Status RunFolder::append(const nlohmann::ordered_json& record) {
-  const std::string line =
-      record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  std::string_view rest = line;
+Result<std::set<std::string>> RunFolder::open_records(
+    const std::string& file, const std::function<Group(const nlohmann::json&)>& group_of) {
+  records_path_ = path_ + "/" + file;
+  records_ = ::open(records_path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (records_ < 0) return system_error(records_path_, "open");
+  std::set<std::string> whole;
+  KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(records_path_));
+  size_t kept = 0;
+  std::string group;
+  int count = 0;
+  for (size_t begin = 0, end = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const auto record =
+        nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
+                              text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    const Group next = record.is_object() ? group_of(record) : Group{};
+    if (next.name.empty() || (count > 0 && next.name != group)) break;
+    group = next.name;
+    if (++count < next.lines) continue;
+    whole.insert(group);
+    kept = end + 1;
+    count = 0;
+  }
+  if (kept < text.size() && ::ftruncate(records_, static_cast<off_t>(kept)) != 0)
+    return system_error(records_path_, "cut");
+  return whole;
+}
+
+Status RunFolder::append(std::span<const nlohmann::ordered_json> records) {
+  std::string lines;
+  for (const nlohmann::ordered_json& record : records)
+    lines += record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  std::string_view rest = lines;
   while (!rest.empty()) {
-    const ssize_t n = ::write(trials_, rest.data(), rest.size());
+    const ssize_t n = ::write(records_, rest.data(), rest.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return system_error(path_ + "/trials.jsonl", "write");
+    if (n < 0) return system_error(records_path_, "write");
     rest.remove_prefix(static_cast<size_t>(n));
   }
-  if (fdatasync(trials_) != 0) return system_error(path_ + "/trials.jsonl", "flush");
+  if (fdatasync(records_) != 0) return system_error(records_path_, "flush");
   return {};
 }
 

@@ -1,6 +1,7 @@
 // A trial: what is put into the cache, what is asked, and what to look for in the answer.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -9,18 +10,38 @@
 
 namespace kvfold {
 
+// The source with the fact alone changed: what the cache would say if it said something else.
+struct Twin {
+  std::string source;
+  std::vector<std::string> markers;
+  std::string answer;
+};
+
+// Two continuations of one prefix of the answer that differ in the fact: "My name is" + "Lyra" or "Maya".
+struct Contrast {
+  std::string prefix;  // may be empty
+  std::string marker, twin;
+};
+
+// Texts of answers have no space before them; framings that need one add it.
 struct Trial {
-  std::string name;
+  std::string id;                    // unique in its set
+  std::string phase;                 // "2a"
+  std::string family;                // "plan", "identity", ...
+  std::string set;                   // "plan", "calibration" or "test"
+  std::string item;                  // the unit of analysis: what several trials have in common, or the id
   std::string source;                // the text whose cache is transferred
   std::string target;                // the text that is answered
   std::vector<std::string> markers;  // words that show the source in the answer
-};
-
-struct Experiment {
-  std::string phase;     // "2a"
-  std::string question;  // what the plan asks
-  std::string reading;   // how to read the table
-  std::vector<Trial> trials;
+  std::string answer;                // an answer that states the source's fact
+  Contrast contrast;
+  Twin twin;
+  std::string mismatched;                     // id of the trial whose source is the unrelated one
+  std::vector<std::string> decoys;            // words like the markers, in no source here
+  std::string filler;                         // neutral text, longer than the source
+  std::string mode, entity;                   // phase 2d; otherwise empty
+  std::vector<std::string> truth_markers;     // words of the true answer, where the source's is another
+  std::map<std::string, std::string> probes;  // other answers to score: "truth", or a mode
 };
 
 // How a trial's two texts are put to a model. The target's tokens are the same in every condition of a
@@ -33,16 +54,37 @@ enum class Framing {
 };
 inline constexpr Framing kFramings[] = {Framing::kRaw, Framing::kQa, Framing::kChat, Framing::kSystem};
 const char* framing_name(Framing framing);
+Result<Framing> parse_framing(std::string_view name);
+
+// A text before the target, and its tokens.
+struct SourceText {
+  std::string text;
+  std::vector<TokenId> ids;
+};
+
+// Two continuations that share their first `shared` tokens.
+struct ContrastIds {
+  std::vector<TokenId> marker, twin;
+  size_t shared = 0;
+};
 
 struct FramedTrial {
   const Trial* trial = nullptr;
   Framing framing = Framing::kRaw;
-  std::string source_text, target_text;
   std::vector<TokenId> prefix;  // BOS where the model wants one: before everything, in every condition
-  std::vector<TokenId> source, target;
+  SourceText source, twin, mismatched;
+  SourceText filler;  // of as many tokens as the source, or as near as the text allows
+  std::string target_text;
+  std::vector<TokenId> target;
+  std::vector<TokenId> answer, twin_answer;  // as the answer's first tokens would be
+  ContrastIds contrast;
+  std::map<std::string, std::vector<TokenId>> probes;
+  std::vector<TokenId> marker_tokens, decoy_tokens;  // first token of each word as it would begin the answer
 };
 
-// Errors: the framing needs a chat template and the model has none that is known; a text without tokens.
-Result<FramedTrial> frame(const Trial& trial, Framing framing, const Tokenizer& tokenizer);
+// `mismatched` is the trial that this one's names. Errors: the framing needs a chat template and the model
+// has none that is known; a text without tokens.
+Result<FramedTrial> frame(const Trial& trial, const Trial& mismatched, Framing framing,
+                          const Tokenizer& tokenizer);
 
 }  // namespace kvfold

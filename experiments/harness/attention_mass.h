@@ -1,0 +1,29 @@
+// How much of a token's attention goes to some rows of its cache.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/session.h"
+
+namespace kvfold {
+
+// Mean over query heads, by layer, of the attention weight that `token`, fed to a fork of each cache, gives
+// the rows at slots [begin, end).
+struct MassJob {
+  const KvCache* cache;
+  TokenId token;
+  int begin, end;
+};
+
+struct AttentionShare {
+  std::vector<double> by_layer;   // mean over query heads
+  std::optional<double> no_sink;  // mean over layers and heads, of the rows but slot 0, the attention sink;
+                                  // none where slot 0 is not among the rows
+};
+
+// Of each job. Errors: as Session::feed.
+Result<std::vector<AttentionShare>> attention_mass(Session& session, std::span<const MassJob> jobs);
+
+}  // namespace kvfold

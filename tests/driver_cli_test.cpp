@@ -1,0 +1,137 @@
+// The experiments' drivers as a user meets them: every condition is recorded, and a run that was stopped goes
+// on to the same bytes.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <map>
+
+#include "tests/cli_fixture.h"
+
+namespace kvfold::testing {
+namespace {
+
+class Driver : public Cli {
+ protected:
+  // trials.jsonl of every run in a folder.
+  std::string all_records(const std::string& runs) const {
+    std::string out;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.file(runs)))
+      out += TemporaryFolder::read(entry.path() / "trials.jsonl");
+    return out;
+  }
+};
+
+TEST_F(Driver, DriverRecordsEveryCondition) {
+  const Ran ran = run("run_2a --model tiny.gguf -n 6 --runs out_runs");
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_NE(ran.out.find("transfer"), std::string::npos);
+  EXPECT_EQ(ran.out.find('\x1b'), std::string::npos) << "colour without a terminal";
+  std::istringstream lines(all_records("out_runs"));
+  std::map<std::string, int> conditions;
+  for (std::string line; std::getline(lines, line);) {
+    const auto trial = nlohmann::json::parse(line);
+    for (const char* key :
+         {"phase", "trial", "framing", "condition", "source", "target", "output", "markers"})
+      EXPECT_TRUE(trial.contains(key)) << key;
+    ++conditions[trial.at("condition").get<std::string>()];
+  }
+  EXPECT_EQ(conditions.size(), 12U);
+  for (const auto& [name, count] : conditions) EXPECT_EQ(count, 4) << name;
+}
+
+// The first lines of a prompt set, so that a run is short.
+std::string small_set(const std::string& path, int lines) {
+  std::istringstream in(TemporaryFolder::read(path));
+  std::vector<nlohmann::json> trials;
+  for (std::string line; std::getline(in, line) && static_cast<int>(trials.size()) < lines;)
+    trials.push_back(nlohmann::json::parse(line));
+  std::string out;
+  for (size_t i = 0; i < trials.size(); ++i) {
+    trials[i]["mismatched"] = trials[(i + 1) % trials.size()]["id"];
+    out += trials[i].dump() + "\n";
+  }
+  return out;
+}
+
+TEST_F(Driver, InterruptedRunGoesOnToTheSameRecords) {
+  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3));
+  const std::string command =
+      "run_2a --model tiny.gguf -n 2 --framings raw,qa --family --prompts set.jsonl --runs ";
+  ASSERT_EQ(run(command + "whole").status, 0);
+  const std::string whole = all_records("whole");
+  ASSERT_EQ(std::count(whole.begin(), whole.end(), '\n'), 3 * 2 * 12);
+
+  // What a process leaves that is killed: an unfinished manifest, and records that end anywhere.
+  for (const double share : {0.0, 0.45, 0.9}) {
+    std::filesystem::remove_all(folder_.file("cut"));
+    std::filesystem::copy(folder_.file("whole"), folder_.file("cut"),
+                          std::filesystem::copy_options::recursive);
+    const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file("cut"))->path();
+    auto manifest = nlohmann::ordered_json::parse(TemporaryFolder::read(run_folder / "manifest.json"));
+    EXPECT_EQ(manifest.at("complete"), true);
+    manifest["complete"] = false;
+    std::ofstream(run_folder / "manifest.json") << manifest.dump();
+    std::filesystem::resize_file(run_folder / "trials.jsonl",
+                                 static_cast<uintmax_t>(share * static_cast<double>(whole.size())));
+    const Ran ran = run(command + "cut");
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    EXPECT_NE(ran.err.find("going on"), std::string::npos);
+    EXPECT_EQ(all_records("cut"), whole) << share;
+  }
+  // A finished run is not gone on with, nor one of another command.
+  EXPECT_EQ(run(command + "whole").err.find("going on"), std::string::npos);
+}
+
+TEST_F(Driver, KilledRunGoesOnToTheSameRecords) {
+  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3));
+  const std::string command =
+      "run_2a --model tiny.gguf -n 2 --framings raw --family --prompts set.jsonl --runs ";
+  ASSERT_EQ(run(command + "whole").status, 0);
+  const auto killed_after = [&](double seconds) {
+    const std::string shell = "cd '" + folder_.file("") + "' && timeout -s KILL " + std::to_string(seconds) +
+                              " '" KVFOLD_PROGRAMS "'/" + command + "cut >/dev/null 2>&1 </dev/null";
+    return std::system(shell.c_str());
+  };
+  for (const double seconds : {0.05, 0.1, 0.2}) (void)killed_after(seconds);
+  ASSERT_EQ(run(command + "cut").status, 0);
+  EXPECT_EQ(all_records("cut"), all_records("whole"));
+}
+
+TEST_F(Driver, RunInUseIsLeftAlone) {
+  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 2));
+  const std::string command = "run_2a --model tiny.gguf -n 2 --framings raw --prompts set.jsonl --runs held";
+  ASSERT_EQ(run(command).status, 0);
+  const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file("held"))->path();
+  auto manifest = nlohmann::ordered_json::parse(TemporaryFolder::read(run_folder / "manifest.json"));
+  manifest["complete"] = false;
+  std::ofstream(run_folder / "manifest.json") << manifest.dump();
+  const int fd = ::open((run_folder / "lock").c_str(), O_RDWR | O_CREAT, 0666);
+  ASSERT_EQ(::flock(fd, LOCK_EX | LOCK_NB), 0);
+  const Ran ran = run(command);
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_NE(ran.err.find("another process"), std::string::npos) << ran.err;
+  EXPECT_EQ(run(command + " --new").status, 0);
+  ::close(fd);
+}
+
+TEST_F(Driver, SweepGoesOnToTheSameRecords) {
+  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3));
+  const std::string command = "run_components --model tiny.gguf --prompts set.jsonl --runs ";
+  ASSERT_EQ(run(command + "whole").status, 0);
+  const std::string whole = all_records("whole");
+  ASSERT_NE(whole, "");
+  const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file("whole"))->path();
+  auto manifest = nlohmann::ordered_json::parse(TemporaryFolder::read(run_folder / "manifest.json"));
+  manifest["complete"] = false;
+  std::ofstream(run_folder / "manifest.json") << manifest.dump();
+  std::filesystem::resize_file(run_folder / "trials.jsonl", whole.size() * 3 / 5);
+  const Ran ran = run(command + "whole");
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_NE(ran.err.find("going on, 1 of 2"), std::string::npos) << ran.err;
+  EXPECT_EQ(all_records("whole"), whole);
+}
+
+}  // namespace
+}  // namespace kvfold::testing
