@@ -13,6 +13,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return ""
     if isinstance(value, int):
         return str(value)
+    if abs(value) < 1e-9:
+        return "0"
     return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:.1e}"
 
 

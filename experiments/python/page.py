@@ -17,7 +17,7 @@ from verdicts import VERDICTS
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parent / "page"
 PLAN_CONDITIONS = ["baseline", "same-cache", "noise", "transfer"]
-FOREST_CONDITIONS = ["transfer", "shuffled", "twin", "filler", "noise"]
+FOREST_CONDITIONS = ["transfer", "shuffled", "twin", "filler"]
 HEAT_CONDITIONS = ["transfer", "noise", "noise-unit", "noise-channel"]
 SWEEP_TITLES = {
     "position": "Does the cache's position matter?",
@@ -204,7 +204,7 @@ def add_forests(page: Page) -> None:
         return
     body = (
         "<p>How much more likely the reference answer becomes with what stands in the cache than with another trial's source in its place: "
-        "zero means that it is not this source that matters. 95% intervals over items.</p><div class=pair>"
+        "zero means that it is not this source that matters. 95% intervals over items. Noise and zeros lie far to the left; the table above has them.</p><div class=pair>"
     )
     for i, model in enumerate(several(cells, "model")):
         for phase in several([c for c in cells if c["model"] == model], "phase"):
@@ -384,7 +384,7 @@ def add_norms(page: Page) -> None:
         return
     body = (
         "<p>The norm of each cached row in each layer, mean over heads: the rows put in, and the target's own under baseline. The two maps of K share "
-        "a scale, and so do those of V; it ends at the 98th percentile, beyond which stands the attention sink.</p>"
+        "a scale, and so do those of V; it ends at the 98th percentile. Row 0 of a text is its attention sink.</p>"
         f"<div class=controls><label>case <select id=norms-case>{options}</select></label></div><div class=pair>"
     )
     for part, name in (("key", "K"), ("value", "V")):

@@ -48,7 +48,7 @@ function drawNorms() {
   const entry = DATA.norms[Number(chooser.value)];
   for (const part of ['key', 'value']) {
     const maps = [entry[`natural_${part}`], entry[`injected_${part}`]];
-    // The sink's row stands far out of the others; the scale ends where 98% of the norms lie, so that they differ too.
+    // A few norms stand far out; the scale ends where 98% of them lie, so that the others differ too.
     const all = maps.flat(2).sort((a, b) => a - b);
     const ends = [all[0], all[Math.floor(0.98 * (all.length - 1))]];
     ['natural', 'injected'].forEach((kind, i) => draw({

@@ -1,7 +1,7 @@
 """Runs with known truth, in the form that the drivers write: for the simulation of the verdict chain and the page test.
 
 `python synthetic.py FOLDER` writes one run of each phase and sweep, and signatures, below FOLDER. Nothing here is a
-measurement of any model, and each manifest's model is named `synthetic`.
+measurement of any model, and each manifest's model is named MODEL.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ FRAMINGS = ["raw", "qa", "chat", "system"]
 NOISE = ("noise", "noise-unit", "noise-channel", "zero")
 MODES = ("confabulated", "factual", "creative", "plain")
 LAYERS, HEADS = 12, 3
+MODEL = "synthetic-model-instruct"  # as long as models' names are
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ def write_run(folder: Path, phase: str, lines: list[dict]) -> Path:
     (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     manifest = {
         "kvfold_trials": run_data.FORMAT, "phase": phase, "question": "a synthetic run", "family": "all",
-        "model": "synthetic", "model_path": "none", "model_name": "none", "model_fingerprint": "none", "backend": "none",
+        "model": MODEL, "model_path": "none", "model_name": "none", "model_fingerprint": "none", "backend": "none",
         "precision": "none", "cache_type": "none", "tokens": 40, "seed": 0, "build": "synthetic.py", "decoding": "none",
         "command": ["synthetic.py"], "machine": {"cpu": "none", "cores": 0, "memory_bytes": 0, "system": "none"},
         "prompts": "none", "prompts_xxh3": "0" * 16, "trials": len(lines), "limit": None, "framings": FRAMINGS,

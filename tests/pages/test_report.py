@@ -57,6 +57,12 @@ class Report(unittest.TestCase):
     def test_nothing_is_wrong_with_it_at_any_width(self):
         self.assertEqual(check_page.check(self.page, PANELS), [])
 
+    def test_a_phone_need_not_zoom_out(self):
+        with Browser() as browser:
+            page = browser.open(self.page, 400)
+            self.assertEqual(page.evaluate("[innerWidth, document.scrollingElement.scrollWidth]"), [400, 400])
+            page.close()
+
     def test_plotly_is_there_once(self):
         self.assertEqual(self.page.read_text(encoding="utf-8").count("plotly.js v"), 1)
 

@@ -30,7 +30,7 @@ def test_it_is_json_without_nan_and_thresholds_are_beside_the_run(found):
     json.dumps(numbers, allow_nan=False)
     frozen = json.loads((folder / "2a" / "thresholds.json").read_text())
     assert frozen == json.loads((folder / "2a" / "manifest.json").read_text())["thresholds"]
-    assert [{"model": "synthetic", **t} for t in frozen] == [t for t in numbers["thresholds"] if t["phase"] == "2a"]
+    assert [{"model": synthetic.MODEL, **t} for t in frozen] == [t for t in numbers["thresholds"] if t["phase"] == "2a"]
     assert len(summary.write_tables(folder, numbers, lines)) == 6
 
 
