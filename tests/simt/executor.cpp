@@ -77,7 +77,6 @@ class Executor {
   uint64_t seed = 1;
   Observer* observer = nullptr;
   std::vector<std::string> reports;
-  Counters counters{};
   std::array<Thread, kMaxThreads> threads;
 
  private:
@@ -229,7 +228,6 @@ void Executor::start_block(uint32_t block) {
   }
   fill_with_ones(dynamic_shared_, launch_->shared_bytes);
   if (observer != nullptr) observer->block_begins(block, dynamic_shared_, launch_->shared_bytes);
-  ++counters.blocks;
 }
 
 SIMT_UNSANITIZED void Executor::run_threads() {
@@ -286,7 +284,6 @@ void Executor::finish_launch() {
   std::free(dynamic_shared_);
   dynamic_shared_ = nullptr;
   launch_ = nullptr;
-  ++counters.launches;
 }
 
 // ---- choosing who runs ----
@@ -296,7 +293,6 @@ SIMT_UNSANITIZED void Executor::begin_thread(Thread& thread) {
   current_ = &thread;
   thread_index = thread.index;
   in_kernel = thread.in_kernel;
-  ++counters.switches;
   if (observer != nullptr) observer->thread_resumes(thread.id);
 }
 
@@ -532,7 +528,6 @@ void report_in_thread(const std::string& fault, const std::string& place) {
   executor().report_at(fault, *executor().current(), place);
 }
 bool has_faulted() { return executor().faulted(); }
-Counters counters() { return executor().counters; }
 void set_observer(Observer* observer) { executor().observer = observer; }
 
 MemoryRange thread_stack(int thread) {

@@ -54,14 +54,6 @@ void report(const std::string& fault);
 void report_in_thread(const std::string& fault, const std::string& place);
 bool has_faulted();
 
-// Work done since the program began.
-struct Counters {
-  uint64_t launches;
-  uint64_t blocks;
-  uint64_t switches;  // between fibers
-};
-Counters counters();
-
 // Told of what orders memory; shadow.cpp is one. Threads are numbered within their block, lanes within their
 // warp.
 class Observer {

@@ -1,5 +1,17 @@
-#include "tests/simt/shadow.h"
-
+// A record of every access that kernels make to memory, for what sanitizers cannot know: that blocks of a
+// grid have no order, which bytes of shared memory somebody has written, which memory is the device's.
+//
+// For kernels compiled with -fsanitize=thread -DSIMT_SHADOW and linked without ThreadSanitizer: the compiler
+// calls __tsan_read4() and so on before each access, and these are ours. A program that links
+// kvfold_simt_shadow is watched from its first launch on. Reported, with the source lines of both sides:
+//   - two accesses, one of them a write, that no barrier, shuffle or vote orders: within a warp, within a
+//     block, or between blocks
+//   - a read of shared memory that no thread of the block has written
+//   - a write to a static variable other than the kernel's own __shared__ ones
+//   - an access to memory that is neither the device's nor shared nor the thread's own (an index out of
+//     bounds, a host pointer, memory that was freed), or to an address that is no multiple of its size
+// Two blocks count as unordered whatever atomics and fences they use: a launch is the only order between
+// blocks that is known here.
 #include <unistd.h>
 
 #include <array>
@@ -8,7 +20,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
-#include <utility>
 
 #include "tests/simt/device_code.h"
 #include "tests/simt/emulated_device.h"
@@ -68,7 +79,6 @@ class Shadow final : public Observer, public MemoryObserver {
   void written(const void* begin, size_t bytes) override;
 
   void access(const void* address, size_t bytes, bool writes, bool atomic, const void* return_address);
-  Traffic traffic{};
 
  private:
   Watched* find(const void* address, bool& shared);
@@ -175,7 +185,6 @@ void Shadow::access(const void* address, size_t bytes, bool writes, bool atomic,
   if (bytes <= 16 && std::has_single_bit(bytes) && reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     return say("misaligned access of " + std::to_string(bytes) + " bytes in " + memory, site);
   }
-  if (!shared) (writes ? traffic.written_bytes : traffic.read_bytes) += bytes;
   watched->touch(first, first + bytes);
   bytes_ = bytes;
   for (size_t i = first; i < first + bytes && !has_faulted(); ++i) {
@@ -238,8 +247,6 @@ void Shadow::report_race(bool writes, Access other, bool other_writes, uint32_t 
 }
 
 }  // namespace
-
-Traffic take_traffic() { return std::exchange(shadow().traffic, {}); }
 
 }  // namespace simt
 
