@@ -17,7 +17,7 @@ FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
-        test-asan-ubsan test-tsan test-report test-pages test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+        test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer format tidy oracle clean
 .DELETE_ON_ERROR:
 
@@ -132,6 +132,16 @@ test-report: .venv-report/ready ## the analysis: statistics, verdicts, a simulat
 
 test-pages: release weights page-script install-page .venv-report/ready ## look at the HTML pages in headless Chromium
 	@cd tests/pages && $(PYTHON) -m unittest
+
+# The environment takes 6 GB; INTEROP_PYTHON names one that has the packages already.
+INTEROP_PYTHON ?= .venv-interop/bin/python
+.venv-interop/bin/python: tests/interop/requirements.txt | install
+	@$(PYTHON) -m venv .venv-interop
+	@.venv-interop/bin/python -m pip install --quiet -r tests/interop/requirements.txt
+	@touch $@
+
+test-interop: release weights-all $(INTEROP_PYTHON) ## caches to transformers and back, with the same weights on both sides
+	@$(INTEROP_PYTHON) tests/interop/test_interop.py -v
 
 format: install-tidy ## rewrite all C++ sources by .clang-format
 	@clang-format -i $(CXX_SOURCES)

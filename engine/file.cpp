@@ -98,6 +98,25 @@ Status AtomicFile::write(std::span<const std::byte> bytes) {
   return {};
 }
 
+Status AtomicFile::reserve(uint64_t bytes) {
+  if (bytes == 0 || fallocate(fd_, 0, 0, static_cast<off_t>(bytes)) == 0) return {};
+  // What fallocate cannot do, some file systems still do as they are written.
+  const bool unsupported = errno == EOPNOTSUPP || errno == ENOSYS;
+  if (!unsupported || ftruncate(fd_, static_cast<off_t>(bytes)) != 0) return fail("write");
+  return {};
+}
+
+Status AtomicFile::write_at(uint64_t offset, std::span<const std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail("write");
+    bytes = bytes.subspan(static_cast<size_t>(n));
+    offset += static_cast<uint64_t>(n);
+  }
+  return {};
+}
+
 Status AtomicFile::commit() {
   if (fsync(fd_) != 0) return fail("flush");
   const int fd = std::exchange(fd_, -1);

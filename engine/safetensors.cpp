@@ -228,6 +228,10 @@ Status make_tensor(const std::string& path, const std::string& name, const Heade
   return {};
 }
 
+std::string dump(const nlohmann::json& value) {
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 uint64_t tensor_bytes(const SafetensorsEntry& tensor) {
   auto size = static_cast<uint64_t>(safetensors_element_bytes(tensor.dtype));
   for (const int64_t n : tensor.shape) size *= static_cast<uint64_t>(n);
@@ -289,33 +293,53 @@ Result<SafetensorsFile> parse_safetensors(std::span<const std::byte> bytes, cons
   return file;
 }
 
-Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
-                         std::span<const SafetensorsEntry> tensors) {
-  const auto dump = [](const nlohmann::json& value) {
-    return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  };
-  std::string text = "{\"__metadata__\":" + dump(metadata);
-  uint64_t at = 0;
-  for (const SafetensorsEntry& tensor : tensors) {
-    const uint64_t end = at + tensor_bytes(tensor);
-    text += fmt::format(",{}:{{\"dtype\":{},\"shape\":{},\"data_offsets\":[{},{}]}}", dump(tensor.name),
-                        dump(tensor.dtype), dump(tensor.shape), at, end);
-    at = end;
-  }
-  text += '}';
-  text.append((8 - text.size() % 8) % 8, ' ');  // so that the data is aligned
+// Length, header, and spaces so that the data is aligned.
+std::string SafetensorsWriter::header(const std::map<std::string, std::string>& metadata) const {
+  std::string text = "{\"__metadata__\":" + dump(metadata) + entries_ + '}';
+  text.append((8 - text.size() % 8) % 8, ' ');
   const uint64_t length = text.size();
+  std::string out(sizeof length, '\0');
+  std::memcpy(out.data(), &length, sizeof length);
+  return out + text;
+}
+
+Result<SafetensorsWriter> SafetensorsWriter::create(AtomicFile& file,
+                                                    const std::map<std::string, std::string>& metadata,
+                                                    std::span<const SafetensorsEntry> tensors) {
+  std::string entries;
+  std::vector<uint64_t> offsets = {0};
+  for (const SafetensorsEntry& tensor : tensors) {
+    const uint64_t begin = offsets.back();
+    offsets.push_back(begin + tensor_bytes(tensor));
+    entries += fmt::format(",{}:{{\"dtype\":{},\"shape\":{},\"data_offsets\":[{},{}]}}", dump(tensor.name),
+                           dump(tensor.dtype), dump(tensor.shape), begin, offsets.back());
+  }
+  SafetensorsWriter writer(file, std::move(entries), std::move(offsets));
+  writer.data_ = writer.header(metadata).size();
+  const uint64_t length = writer.data_ - kPrefix;
   if (length > kMostHeader)
     return fail(file.path(), fmt::format("names and metadata make a header of {} bytes, expected at most {}",
                                          length, kMostHeader));
-  KVFOLD_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(&length, 1))));
-  KVFOLD_RETURN_IF_ERROR(file.write(text));
-  for (const SafetensorsEntry& tensor : tensors) {
-    const std::span<const std::byte> bytes = tensor.bytes();
-    KVFOLD_CHECK(bytes.size() == tensor_bytes(tensor));
-    KVFOLD_RETURN_IF_ERROR(file.write(bytes));
-  }
-  return {};
+  KVFOLD_RETURN_IF_ERROR(file.reserve(writer.data_ + writer.offsets_.back()));
+  return writer;
+}
+
+Status SafetensorsWriter::write(size_t index, std::span<const std::byte> bytes) const {
+  KVFOLD_CHECK(bytes.size() == offsets_[index + 1] - offsets_[index]);
+  return file_->write_at(data_ + offsets_[index], bytes);
+}
+
+Status SafetensorsWriter::finish(const std::map<std::string, std::string>& metadata) {
+  const std::string text = header(metadata);
+  KVFOLD_CHECK(text.size() == data_);
+  return file_->write_at(0, std::as_bytes(std::span(text)));
+}
+
+Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
+                         std::span<const SafetensorsEntry> tensors) {
+  KVFOLD_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::create(file, metadata, tensors));
+  for (size_t i = 0; i < tensors.size(); ++i) KVFOLD_RETURN_IF_ERROR(writer.write(i, tensors[i].bytes()));
+  return writer.finish(metadata);
 }
 
 }  // namespace kvfold

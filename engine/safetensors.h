@@ -47,14 +47,37 @@ struct SafetensorsEntry {
   std::string name;
   std::string dtype;
   std::vector<int64_t> shape;
-  // Called once, when the tensor's turn comes; the bytes are read before the next entry's are asked for.
-  // REQUIRES: as many bytes as dtype and shape say.
-  std::function<std::span<const std::byte>()> bytes;
+  // For write_safetensors(): called once, when the tensor's turn comes; the bytes are read before the next
+  // entry's are asked for. REQUIRES: as many bytes as dtype and shape say.
+  std::function<std::span<const std::byte>()> bytes = {};
 };
 
-// Writes header and tensors, in the given order. Names and metadata that are not UTF-8 are written with
-// U+FFFD in place of what is wrong. Errors: the file cannot be written; a header over 100 MB, which no reader
-// takes. REQUIRES: no name twice, none "__metadata__".
+// Writes a file whose metadata is known only when its tensors are (their checksums, say). Names and metadata
+// that are not UTF-8 are written with U+FFFD in place of what is wrong.
+class SafetensorsWriter {
+ public:
+  // Lays the file out. Errors: there is no room for it; a header over 100 MB, which no reader takes.
+  // REQUIRES: `file` outlives this; no name twice, none "__metadata__".
+  static Result<SafetensorsWriter> create(AtomicFile& file,
+                                          const std::map<std::string, std::string>& metadata,
+                                          std::span<const SafetensorsEntry> tensors);
+  // The bytes of tensors[index]. Tensors may come in any order and from several threads.
+  Status write(size_t index, std::span<const std::byte> bytes) const;
+  // Writes the header. REQUIRES: every tensor was written; metadata with the keys given to create(), and
+  // values that take as much room.
+  Status finish(const std::map<std::string, std::string>& metadata);
+
+ private:
+  SafetensorsWriter(AtomicFile& file, std::string entries, std::vector<uint64_t> offsets)
+      : file_(&file), entries_(std::move(entries)), offsets_(std::move(offsets)) {}
+  std::string header(const std::map<std::string, std::string>& metadata) const;
+  AtomicFile* file_;
+  std::string entries_;            // the header's text behind the metadata
+  std::vector<uint64_t> offsets_;  // of tensors within the data, and its end
+  uint64_t data_ = 0;              // where the data begins
+};
+
+// Writes header and tensors, in the given order. Errors and requirements: those of SafetensorsWriter.
 Status write_safetensors(AtomicFile& file, const std::map<std::string, std::string>& metadata,
                          std::span<const SafetensorsEntry> tensors);
 

@@ -118,6 +118,34 @@ TEST(Cost, ForkAndWholeInsertCopyNoRow) {
   EXPECT_EQ(pages, 2U * kShape.lanes() * 4U);
 }
 
+// 1,000 shifts of some rows and of all: when they are taken back, positions are what they were, and every
+// vector is still the same bits of the same page.
+TEST(Cost, ShiftsThereAndBackLeaveEveryBit) {
+  const auto pool = make_pool(CacheType::kF16);
+  const KvCache start = random_cache(pool, 100, 1);
+  const size_t pages = pool->pages_held();
+  Random random(2);
+  KvCache cache = start.fork();
+  std::vector<std::pair<std::vector<int>, int32_t>> shifts;
+  for (int i = 0; i < 500; ++i) {
+    std::vector<int> rows;
+    const bool some = random.below(2) == 0;
+    for (int row = 0; row < 100; ++row)
+      if (!some || random.below(2) == 0) rows.push_back(row);
+    shifts.emplace_back(rows, static_cast<int32_t>(random.below(200001)) - 100000);
+    cache = must(shift(cache, rows, shifts.back().second));
+  }
+  EXPECT_NE(cache.rows().positions, start.rows().positions);
+  for (auto s = shifts.rbegin(); s != shifts.rend(); ++s) cache = must(shift(cache, s->first, -s->second));
+  EXPECT_EQ(cache.rows().positions, start.rows().positions);
+  EXPECT_EQ(cache.next_position(), start.next_position());
+  for (const Part part : {Part::kKey, Part::kValue})
+    for (int lane = 0; lane < kShape.lanes(); ++lane)
+      EXPECT_EQ(&cache.lanes().table(part, lane), &start.lanes().table(part, lane));
+  EXPECT_EQ(pool->pages_held(), pages);
+  EXPECT_EQ(pool->rows_copied(), 0U);
+}
+
 TEST(Cost, FeedingAForkCopiesOnlyItsLastPage) {
   const auto pool = make_pool();
   const KvCache source = random_cache(pool, 40, 1);

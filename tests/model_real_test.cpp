@@ -177,6 +177,39 @@ TEST_P(RealModel, ScoresTheTextAlike) {
   record("nll_off", nll - expected);
 }
 
+// A context moved by +1000 together with what is fed behind it is the same context: RoPE sees distances
+// alone.
+TEST_P(RealModel, MovedContextMeansTheSame) {
+  const size_t context = std::min<size_t>(48, text_ids_.size() / 2);
+  const std::span<const TokenId> rest = std::span(text_ids_).subspan(context, 16);
+  KvCache cache = session_->make_cache();
+  const Feed before{&cache, std::span(text_ids_).first(context), Wanted::kNone};
+  ASSERT_TRUE(session_->feed(std::span(&before, 1), {}).ok());
+  auto moved = shift(cache, Selection::all(cache.shape(), cache.size()).rows, 1000);
+  ASSERT_TRUE(moved.ok()) << moved.status().message();
+  ASSERT_EQ(moved->next_position(), cache.next_position() + 1000);
+  std::vector<std::vector<float>> logits(2 * rest.size());
+  const Feed both[] = {{&cache, rest, Wanted::kAll}, {&*moved, rest, Wanted::kAll}};
+  const Status status = session_->feed(both, [&](int feed, int token, std::span<const float> row) {
+    logits[feed * rest.size() + static_cast<size_t>(token)].assign(row.begin(), row.end());
+  });
+  ASSERT_TRUE(status.ok()) << status.message();
+  double worst = 0;
+  for (size_t t = 0; t < rest.size(); ++t) {
+    double kl = 0;
+    const double plain_sum = log_probability(logits[t], 0) - logits[t][0];
+    const double moved_sum = log_probability(logits[rest.size() + t], 0) - logits[rest.size() + t][0];
+    for (size_t i = 0; i < logits[t].size(); ++i) {
+      const double log_p = logits[t][i] + plain_sum;
+      kl += std::exp(log_p) * (log_p - (logits[rest.size() + t][i] + moved_sum));
+    }
+    worst = std::max(worst, kl);
+  }
+  const bool exact = GetParam().precision == Precision::kExact;
+  EXPECT_LT(worst, exact ? 1e-5 : 1e-2);
+  record("moved_kl", worst);
+}
+
 TEST_P(RealModel, ContinuesPromptsAlike) {
   std::vector<Run> runs;
   for (const auto& prompt : reference_["continuations"]) {

@@ -100,16 +100,15 @@ Status KvCache::grow(std::span<const TokenId> tokens) {
 
   if (rows_.use_count() > 1) rows_ = std::make_shared<Rows>(*rows_);
   const int first = size();
+  const int32_t fed = rows_->source_index("fed");
   for (int i = 0; i < count; ++i) {
     rows_->tokens.push_back(tokens[i]);
     rows_->positions.push_back(next_position_++);
-    rows_->origins.push_back({0, first + i, 0});
+    rows_->origins.push_back({fed, first + i, 0});
   }
   for (const Part part : kParts)
-    for (int lane = 0; lane < lane_count; ++lane) {
-      PageTable& table = lanes_.mutable_table(part, lane);
-      for (int i = 0; i < count; ++i) table.extend(part, first + i);
-    }
+    for (int lane = 0; lane < lane_count; ++lane)
+      lanes_.mutable_table(part, lane).extend_rows(part, first, count);
   return {};
 }
 

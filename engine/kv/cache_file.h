@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/kv/cache.h"
 #include "engine/model_source.h"
@@ -25,12 +26,29 @@ struct CacheModelInfo {
   float rope_base = 0;
   RopePairing rope_pairing = RopePairing::kHalfSplit;
   int rotary_dim = 0;
+  std::vector<float> rope_factors = {};  // as ModelConfig has them
 };
 
 inline CacheModelInfo cache_model_info(const ModelSource& source) {
   const ModelConfig& c = source.config;
-  return {source.fingerprint, c.architecture, c.name, c.rope_base, c.rope_pairing, c.rotary_dim};
+  return {source.fingerprint, c.architecture, c.name,        c.rope_base,
+          c.rope_pairing,     c.rotary_dim,   c.rope_factors};
 }
+
+// What a cache file says of itself, without its vectors.
+struct CacheFileInfo {
+  CacheModelInfo model;
+  CacheShape shape;
+  CacheType type = CacheType::kF16;
+  int rows = 0;
+  int32_t next_position = 0;
+};
+// Reads the header alone: enough to make a pool for the cache and to load it without its model. Errors, each
+// naming the file and the key: not a cache file, another format version, damaged metadata.
+Result<CacheFileInfo> read_cache_info(const std::string& path);
+
+// "f16", "f32", "q8".
+const char* cache_type_name(CacheType type);
 
 // Writes `path` whole or not at all. Errors: the file cannot be written; a position or next_position() beyond
 // +-2^30; so many rows that the header would be beyond the format's 100 MB.

@@ -139,6 +139,25 @@ Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {
   return KvSlice{std::move(lanes), std::move(rows)};
 }
 
+Result<KvCache> noise(const KvCache& cache, const Selection& selection, NoiseKind kind, uint64_t seed) {
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice slice, extract(cache, selection));
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice made_up, noise(slice, kind, seed));
+  KvLanes lanes = cache.lanes();
+  bool any = false;
+  for (const Part part : {Part::kKey, Part::kValue})
+    for (int lane = 0; lane < cache.shape().lanes(); ++lane) {
+      const PageTable& with = made_up.lanes.table(part, lane);
+      if (with.rows() == 0) continue;
+      lanes.replace(part, lane, splice(cache.lanes().table(part, lane), with, selection.rows));
+      any = true;
+    }
+  if (!any) return cache.fork();
+  auto rows = std::make_shared<Rows>(cache.rows());
+  for (const int row : selection.rows)
+    rows->origins[row].operations |= static_cast<uint32_t>(Operation::kNoise);
+  return KvCache(std::move(lanes), std::move(rows), cache.next_position());
+}
+
 Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::optional<NoiseKind> kind,
                              uint64_t seed) {
   if (slice.shape() != source.shape() || slice.size() != source.size())

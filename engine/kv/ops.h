@@ -71,6 +71,9 @@ enum class NoiseKind {
 Result<NoiseKind> parse_noise_kind(std::string_view text);
 // The same (slice, kind, seed) gives the same bits. Errors: the pool is exhausted.
 Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed);
+// The cache with the selected vectors made up in place of those that are there: noise() of the extracted
+// slice, put back where it was.
+Result<KvCache> noise(const KvCache& cache, const Selection& selection, NoiseKind kind, uint64_t seed);
 
 // The other half for lanes that have K alone or V alone: vectors of `source` (which has that half of those
 // rows) made into noise of the given kind. With no kind: the source's own vectors. Errors: the source lacks
@@ -82,9 +85,10 @@ Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::o
 // Errors: none given, shapes or pools differ.
 Result<KvSlice> concat(std::span<const KvSlice> slices);
 
-// ---- arithmetic on vectors: each works on the selected rows of the selected lanes and parts, as far as
+// ---- Arithmetic on vectors. Each works on the selected rows of the selected lanes and parts, as far as
 // lanes
-// ---- hold them, in f64 rounded once to the pages' type; rows that are not selected keep their pages.
+// ---- hold them, in f64 rounded to f32 and then to the pages' type; rows that are not selected keep their
+// pages.
 
 // (1 - alpha) a + alpha b, row by row. Errors: shapes, pools or sizes differ; a lane holds a selected row in
 // one of them alone.

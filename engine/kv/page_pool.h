@@ -50,6 +50,8 @@ class PagePool {
   void release(PageId page);
   uint32_t references(PageId page) const { return references_[page]; }
 
+  // Whether pages lie in this process: only then may several threads read and write different pages at once.
+  bool on_host() const { return on_host_; }
   // A page's bytes on the host. Where pages lie on a device the pointer is to a copy, good until kCopies
   // other pages were asked for, or flush().
   const std::byte* read(PageId page) { return on_host_ ? in_place(page) : copy_of(page).bytes.data(); }

@@ -108,6 +108,17 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
   return place;
 }
 
+void PageTable::extend_rows(Part part, int slot, int count) {
+  for (const int end = slot + count; slot < end;) {
+    extend(part, slot);
+    KvSpan& last = spans_.back();
+    const int more = std::min(end - slot - 1, kPageRows - last.first - last.count);
+    last.count = static_cast<uint16_t>(last.count + more);
+    rows_ += more;
+    slot += 1 + more;
+  }
+}
+
 PageTable::RowPlace PageTable::place(int slot) const {
   const KvSpan* span = find(slot);
   KVFOLD_CHECK(span != nullptr);

@@ -37,6 +37,9 @@ class PageTable {
     int row;
   };
   RowPlace extend(Part part, int slot);
+  // The same for `count` rows at consecutive slots, a page at a time. REQUIRES: pages_to_extend(count, false)
+  // pages can be allocated.
+  void extend_rows(Part part, int slot, int count);
   // Pages that appending `rows` fresh rows at consecutive slots allocates. `forked`: to a copy of this table,
   // made first.
   size_t pages_to_extend(int rows, bool forked) const;

@@ -23,6 +23,11 @@ std::optional<int> parse_index(std::string_view text) {
   return value;
 }
 
+// The end of a message about an index: what could have been asked for.
+std::string what_exists(int count) {
+  return count == 0 ? "there are none" : fmt::format("0-{} exist", count - 1);
+}
+
 // Takes the text up to `separator` off the front of `rest`.
 std::string_view take(std::string_view& rest, char separator) {
   const size_t at = rest.find(separator);
@@ -43,8 +48,8 @@ Status parse_parts(std::string_view text, Selection& selection) {
 Result<std::vector<int>> parse_ranges(std::string_view text, std::string_view what, int count) {
   if (text == "*") return iota(count);
   const auto refuse = [&](std::string_view range, std::string_view why) {
-    const std::string exist = count == 0 ? "there are none" : fmt::format("0-{} exist", count - 1);
-    return Status::error(fmt::format("selection: {}={}: '{}' {}; {}", what, text, range, why, exist));
+    return Status::error(
+        fmt::format("selection: {}={}: '{}' {}; {}", what, text, range, why, what_exists(count)));
   };
   std::vector<int> out;
   std::string_view rest = text;
@@ -105,7 +110,7 @@ Status Selection::check(const CacheShape& shape, int row_count) const {
   const auto check_indices = [](const std::vector<int>& indices, const char* what, int count) {
     for (size_t i = 0; i < indices.size(); ++i) {
       if (indices[i] < 0 || indices[i] >= count)
-        return Status::error(fmt::format("selection: {} {} asked, 0-{} exist", what, indices[i], count - 1));
+        return Status::error(fmt::format("selection: {} {} asked; {}", what, indices[i], what_exists(count)));
       if (i > 0 && indices[i] <= indices[i - 1])
         return Status::error(fmt::format("selection: {} {} after {}: expected increasing order", what,
                                          indices[i], indices[i - 1]));

@@ -1,13 +1,16 @@
 // cache save, cache run: a cache to disk, and back into another text.
 #include <fmt/core.h>
 
+#include <array>
 #include <charconv>
 #include <memory>
 #include <optional>
 
+#include "engine/file.h"
 #include "engine/kv/cache_file.h"
 #include "engine/kv/ops.h"
 #include "experiments/cli/common.h"
+#include "experiments/cli/npy.h"
 
 namespace kvfold::cli {
 namespace {
@@ -44,9 +47,19 @@ struct RunOptions {
   std::string positions = "follow";
   std::string select;
   std::string fill;
+  std::string logits;
   uint64_t seed = 0;
   bool json = false;
 };
+
+// The logits after the text's last token, [1, vocab_size], as a .npy file.
+Status write_logits(const std::string& path, const std::vector<float>& logits) {
+  KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
+  const std::array<size_t, 2> shape = {1, logits.size()};
+  KVFOLD_RETURN_IF_ERROR(file.write(npy_header(shape)));
+  KVFOLD_RETURN_IF_ERROR(file.write(std::as_bytes(std::span(logits))));
+  return file.commit();
+}
 
 // How many of the target's tokens are fed before the source's rows are inserted.
 Result<int> insertion_slot(const std::string& where, int tokens) {
@@ -94,6 +107,7 @@ Status run(const RunOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(cache, insert(cache, slice, cache.size(), positions));
   KVFOLD_ASSIGN_OR_RETURN(std::vector<float> logits,
                           session->feed(cache, std::span(ids).subspan(static_cast<size_t>(slot))));
+  if (!options.logits.empty()) KVFOLD_RETURN_IF_ERROR(write_logits(options.logits, logits));
   const std::vector<int32_t> row_positions = cache.rows().positions;
   Sampler greedy({});
   KVFOLD_ASSIGN_OR_RETURN(const Continuation out,
@@ -143,6 +157,8 @@ Action add_cache_run(CLI::App& app) {
   app.add_option("--fill", options->fill, "the other half where parts=k or parts=v")
       ->check(CLI::IsMember({"zero", "noise", "mean"}));
   app.add_option("--seed", options->seed, "seed of --fill noise");
+  app.add_option("--logits", options->logits,
+                 "a .npy file for the logits after the text's last token, f32 [1, vocab_size]");
   app.add_flag("--json", options->json, "print ids, text, stop and positions as JSON");
   return [options] { return run(*options); };
 }

@@ -6,7 +6,7 @@
 
 namespace kvfold::cli {
 
-void ModelOptions::declare(CLI::App& app) {
+void ModelOptions::declare(CLI::App& app, bool with_cache_type) {
   app.add_option("MODEL", model, "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
       ->required();
   app.add_option("--backend", backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
@@ -25,6 +25,7 @@ void ModelOptions::declare(CLI::App& app) {
   app.add_option("--quantize", quantize,
                  "bring the matrices to q4_0, q4_1, q8_0 or q4_k as they are loaded; none: as stored")
       ->capture_default_str();
+  if (!with_cache_type) return;
   app.add_option("--cache-type", cache_type, "type of KV pages: f16, f32 or q8")
       ->check(CLI::IsMember({"f16", "f32", "q8"}))
       ->capture_default_str();

@@ -37,7 +37,8 @@ struct ModelOptions {
   std::string prefill = "tiles";
   std::string quantize = "none";
 
-  void declare(CLI::App& app);
+  // Without --cache-type where a file says what the pages are.
+  void declare(CLI::App& app, bool with_cache_type = true);
   Result<std::unique_ptr<Session>> open() const;
 };
 

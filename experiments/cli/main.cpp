@@ -6,6 +6,7 @@
 #include <exception>
 #include <new>
 
+#include "experiments/cli/cache_files.h"
 #include "experiments/cli/common.h"
 
 namespace kvfold::cli {
@@ -43,10 +44,12 @@ int run(int argc, char** argv) {
   add(app, "attention", "who looks at which rows of a cache, as a .npy file", add_attention);
   add(app, "convert", "any model to a GGUF file", add_convert);
   add(app, "make-random", "a GGUF file of a known model's shape with random weights", add_make_random);
-  CLI::App* cache = app.add_subcommand("cache", "save and run KV caches");
+  CLI::App* cache = app.add_subcommand("cache", "KV caches: made, run, changed, looked at");
   cache->require_subcommand(1);
   add(*cache, "save", "feed a text and save its KV cache", add_cache_save);
   add(*cache, "run", "continue a text with the rows of a saved cache put in", add_cache_run);
+  for (const auto& group : {row_commands(), vector_commands(), look_commands(), exchange_commands()})
+    for (const CacheCommand& command : group) add(*cache, command.name, command.what, command.declare);
   // CLI11 would only say that a subcommand is required.
   const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
   const std::vector<CLI::App*> known = app.get_subcommands([](CLI::App*) { return true; });
