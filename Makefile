@@ -18,7 +18,7 @@ SWEEPS := run-position run-partial run-layers run-components
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
         test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
-        bench bench-peer format tidy oracle clean
+        bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -102,6 +102,11 @@ bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=mat
 	  [ -x "$$program" ] || continue; found=1; "$$program" $(ARGS) || exit 1; done; \
 	  [ -n "$$found" ] || echo 'bench: no benchmarks in bench/'
 
+profile: install ## the CUDA kernels as compiled for a GTX 1660, and the least time of a token there (ARGS=--gate: check alone)
+	@[ -x .venv-profile/bin/python ] || $(PYTHON) -m venv .venv-profile
+	@.venv-profile/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements-profile.txt
+	@.venv-profile/bin/python bench/profile_cuda.py --model $(MODEL) $(ARGS)
+
 bench-peer: release weights-all ## kvfold against llama.cpp, in turn, as a table (builds the peer once: minutes)
 	@[ -x .venv-peer/bin/python ] || $(PYTHON) -m venv .venv-peer
 	@CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peer/bin/python -m pip install --quiet --no-binary llama-cpp-python -r bench/requirements-peer.txt
@@ -142,6 +147,10 @@ INTEROP_PYTHON ?= .venv-interop/bin/python
 
 test-interop: release weights-all $(INTEROP_PYTHON) ## caches to transformers and back, with the same weights on both sides
 	@$(INTEROP_PYTHON) tests/interop/test_interop.py -v
+
+test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
+	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test
+	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention)' --output-on-failure --no-tests=error -j $(JOBS)
 
 format: install-tidy ## rewrite all C++ sources by .clang-format
 	@clang-format -i $(CXX_SOURCES)

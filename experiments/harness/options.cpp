@@ -49,6 +49,8 @@ void add_options(CLI::App& app, DriverOptions& options) {
   app.add_option("--prompts", options.prompts, "the prompt set (default: the project's own)");
   app.add_option("--framings", options.framings, "of raw, qa, chat, system, with commas")
       ->capture_default_str();
+  app.add_option("--backend", options.backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("-n", options.count, "most tokens of an answer")
@@ -79,6 +81,8 @@ int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
 
 Result<std::unique_ptr<Session>> open_session(const DriverOptions& options) {
   OpenOptions open;
+  open.backend = options.backend;
+  open.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
   open.cpu.threads = options.threads;
   open.cpu.precision = options.exact ? Precision::kExact : Precision::kInt8;
   return open_session(options.model, open);

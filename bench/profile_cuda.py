@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""What nvcc makes of the CUDA kernels for a GTX 1660, and the least time that a token can take there.
+
+    bench/profile_cuda.py [--gate] [--model NAME]
+
+First table: for each kernel its registers, spilled bytes and shared memory (ptxas -v), occupancy (the toolkit's
+cuda_occupancy.h) and instructions (cuobjdump -sass): global loads of 128 bits and of all widths, dp4a, local memory.
+Second table: for the models of phase 2, the bytes that each kernel of a decode step must read, and the time that
+takes at the bandwidth of each card. That is a limit, not a measurement.
+--gate: exit 1 where a kernel spills, uses local memory, or a mat-vec has under 50% occupancy or no 128-bit loads.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CARDS = {"GTX 1660": 192, "1660 Ti": 288, "1660 SUPER": 336}  # GB/s
+# layers, model_dim, heads, kv_heads, head_dim, ffn_dim, vocabulary
+MODELS = {
+    "TinyLlama 1.1B": (22, 2048, 32, 4, 64, 5632, 32000),
+    "Qwen2.5 0.5B": (24, 896, 14, 2, 64, 4864, 151936),
+    "SmolLM 135M": (30, 576, 9, 3, 64, 1536, 49152),
+    "SmolLM 360M": (32, 960, 15, 5, 64, 2560, 49152),
+}
+GROUP_BYTES = 18  # of 32 weights: Q4_0
+THREADS = {"combine_kernel": 64}  # of a block; 256 for all others
+
+
+def fail(message):
+    print(f"profile: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if done.returncode != 0:
+        fail(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.returncode}")
+    return done
+
+
+def short(mangled):
+    """mat_vec_kernel<Q4_0, 1> from the symbol."""
+    name = run(["c++filt", mangled]).stdout.strip()
+    name = re.sub(r"kvfold::|cuda::|\(anonymous namespace\)::|^void ", "", name)
+    for number, page in enumerate(("f16", "f32", "q8")):
+        name = name.replace(f"(CacheType){number}", page)
+    return name.split("(")[0]
+
+
+def compile_kernels(nvcc, folder):
+    """{symbol: {registers, spills, stack, shared}}, and the cubins."""
+    kernels, cubins = {}, []
+    for source in sorted((ROOT / "kernels/cuda").glob("*.cu")):
+        cubin = folder / (source.stem + ".cubin")
+        done = run([nvcc, "-std=c++20", "-O3", "-arch=sm_75", "--fmad=false", "--expt-relaxed-constexpr", f"-I{ROOT}",
+                    "-Xptxas", "-v", "-cubin", source, "-o", cubin])
+        cubins.append(cubin)
+        symbol = None
+        for line in (done.stderr + done.stdout).splitlines():
+            if found := re.search(r"Compiling entry function '(\w+)'", line):
+                symbol = found[1]
+                kernels[symbol] = {"spills": 0, "stack": 0, "registers": 0, "shared": 0}
+            elif symbol and (found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", line)):
+                kernels[symbol]["stack"] = int(found[1])
+                kernels[symbol]["spills"] = int(found[2]) + int(found[3])
+            elif symbol and (found := re.search(r"Used (\d+) registers", line)):
+                kernels[symbol]["registers"] = int(found[1])
+                if shared := re.search(r"(\d+) bytes smem", line):
+                    kernels[symbol]["shared"] = int(shared[1])
+    return kernels, cubins
+
+
+def add_occupancy(kernels, cuda, folder):
+    program = folder / "occupancy"
+    run(["g++", "-std=c++20", f"-I{cuda}/include", ROOT / "bench/occupancy.cpp", "-o", program])
+    names = list(kernels)
+    lines = [f"{kernels[n]['registers']} {THREADS.get(short(n).split('<')[0], 256)} {kernels[n]['shared']}" for n in names]
+    for name, percent in zip(names, run([program], input="\n".join(lines)).stdout.split(), strict=True):
+        kernels[name]["occupancy"] = int(percent)
+
+
+def find_tool(name):
+    if found := shutil.which(name):
+        return found
+    for found in Path(sys.prefix).rglob(f"nvidia/**/bin/{name}"):
+        found.chmod(0o755)
+        return str(found)
+    fail(f"no {name}: make profile installs it")
+
+
+def add_instructions(kernels, cubins):
+    nvdisasm = find_tool("nvdisasm")
+    for kernel in kernels.values():
+        kernel.update(wide=0, loads=0, dp4a=0, local=0, instructions=0)
+    for cubin in cubins:
+        current = None
+        for line in run([nvdisasm, "-c", cubin]).stdout.splitlines():
+            if found := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
+                current = kernels.get(found[1])
+            elif current is not None and (found := re.search(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)):
+                op = found[1]
+                current["instructions"] += 1
+                current["loads"] += op.startswith("LDG")
+                current["wide"] += op.startswith("LDG") and ".128" in op
+                current["dp4a"] += op.startswith("IDP.4A")
+                current["local"] += op.startswith(("LDL", "STL"))
+
+
+def print_kernels(kernels):
+    print(f"{'kernel':44}{'regs':>5}{'spill':>6}{'shared':>8}{'occ':>6}{'ld128':>7}{'ld':>5}{'dp4a':>6}{'local':>7}{'all':>7}")
+    for name, k in sorted(kernels.items(), key=lambda item: short(item[0])):
+        print(f"{short(name):44}{k['registers']:5}{k['spills']:6}{k['shared']:8}{k['occupancy']:5}%{k['wide']:7}{k['loads']:5}"
+              f"{k['dp4a']:6}{k['local']:7}{k['instructions']:7}")
+    print("shared: static bytes; attention and norm take more at launch, by the model's dimensions\n")
+
+
+def faults(kernels):
+    for name, k in kernels.items():
+        if k["spills"] or k["stack"] or k["local"]:
+            yield f"{short(name)}: {k['spills']} bytes spilled, {k['stack']} of stack, {k['local']} local accesses; expected 0"
+        if "mat_vec" in name and k["occupancy"] < 50:
+            yield f"{short(name)}: occupancy {k['occupancy']}%, expected at least 50%"
+        if "mat_vec" in name and k["wide"] == 0:
+            yield f"{short(name)}: no 128-bit loads"
+
+
+def token_bytes(model, depth):
+    """Bytes that a decode step must read, by kernel: Q4_0 weights, f16 pages, one sequence."""
+    layers, dim, heads, kv, head, ffn, vocabulary = MODELS[model]
+    product = lambda outputs, inputs: outputs * inputs // 32 * GROUP_BYTES
+    return {
+        "mat_vec q, k, v": layers * product((heads + 2 * kv) * head, dim),
+        "mat_vec o": layers * product(dim, heads * head),
+        "mat_vec gate, up": layers * product(2 * ffn, dim),
+        "mat_vec down": layers * product(dim, ffn),
+        "mat_vec output": product(vocabulary, dim),
+        "attention": layers * kv * head * 2 * 2 * (depth + 1),
+        "norm, quantise, swiglu": layers * 4 * (4 * dim + heads * head + 2 * ffn),
+    }
+
+
+def print_tokens():
+    print("Least time of a decode step: bytes over bandwidth, Q4_0 weights and f16 pages. A limit, not a measurement.")
+    for model in MODELS:
+        for depth in (0, 2048):
+            parts = token_bytes(model, depth)
+            parts["token"] = sum(parts.values())
+            print(f"\n{model}, depth {depth:<6}{'MB':>21}" + "".join(f"{card + ' us':>15}" for card in CARDS))
+            for name, count in parts.items():
+                print(f"  {name:34}{count / 1e6:10.2f}" + "".join(f"{count / gb / 1e3:15.1f}" for gb in CARDS.values()))
+            rates = "".join(f"{1e9 * gb / parts['token']:15.0f}" for gb in CARDS.values())
+            print(f"  {'tokens/s at most':44}{rates}")
+
+
+def print_measured(model):
+    kvfold = "build/release/experiments/kvfold"
+    command = f"{kvfold} generate {model} --backend cuda --prompt 'Once upon a time' -n 128 --json"
+    print("\nOn a machine with a GPU:")
+    print(f"  ncu --set full --launch-skip 600 --launch-count 40 {command}")
+    print(f"  nsys profile --trace=cuda,nvtx {command}")
+    if not shutil.which("nvidia-smi") or subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode:
+        print("No GPU here: nothing was measured.")
+        return
+    print("Measured, to hold against the limit above:")
+    print(run(["bash", "-c", command], cwd=ROOT).stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gate", action="store_true")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    options = parser.parse_args()
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).exists():
+        print("profile: no nvcc on this machine: kernels are not looked at")
+        print_tokens()
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kernels, cubins = compile_kernels(nvcc, folder)
+        add_occupancy(kernels, Path(nvcc).resolve().parent.parent, folder)
+        add_instructions(kernels, cubins)
+    found = list(faults(kernels))
+    if not options.gate:
+        print_kernels(kernels)
+        print_tokens()
+        print_measured(options.model)
+    for line in found:
+        print(f"profile: {line}", file=sys.stderr)
+    if not kernels:
+        fail("ptxas named no kernels")
+    if options.gate and not found:
+        print(f"profile: {len(kernels)} kernels, no spills, no local memory, mat-vec occupancy at least 50%, 128-bit loads")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
