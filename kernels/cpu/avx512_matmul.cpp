@@ -110,9 +110,8 @@ void tile(const PackedBlock<Format>* blocks, const ActivationGroup* panel, int g
   for (int t = 0; t < M; ++t) acc[t] = _mm512_setzero_ps();
   const ActivationGroup* next_panel = panel + groups;
   for (int g = 0; g < groups; ++g) {
-    if constexpr (M == 1)
-      for (size_t line = 0; line < sizeof(PackedBlock<Format>); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(blocks + g) + kAhead + line, _MM_HINT_T0);
+    for (size_t line = 0; line < sizeof(PackedBlock<Format>); line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(blocks + g) + kAhead + line, _MM_HINT_T0);
     const LoadedBlock<Format> w(blocks[g]);
 #pragma GCC unroll 16
     for (int t = 0; t < M; ++t)
