@@ -247,7 +247,7 @@ void add_rows(const AttentionBlock& block, const Tile& tile, int first, int last
 }
 
 template <CacheType type>
-void attend_tile(const AttentionBlock& block, PagePrefetch& prefetch, Tile& tile) {
+void attend_tile(const AttentionBlock& block, Tile& tile) {
   int most = 0;
   int least = kAttentionBlock;
   for (int v = 0; v < tile.n; ++v) {
@@ -258,7 +258,6 @@ void attend_tile(const AttentionBlock& block, PagePrefetch& prefetch, Tile& tile
   bool turned = false;
   int32_t base = 0;
   for_each_run(block, most, [&](const Run& run, int index) {
-    prefetch.before(index);  // does nothing from the second tile on
     if (!turned || run.base != base) turn_queries(block, tile, base = run.base);
     turned = true;
     score_run<type>(block, run, index, tile);
@@ -283,14 +282,13 @@ void attend(const AttentionBlock& block) {
   const int vectors = head_dim <= kQueryStride ? kAttentionTile : 1;
   tile.turned = tile.split + vectors * std::max(head_dim, kQueryStride);
   tile.angles = tile.turned + vectors * std::max(head_dim, kQueryStride);
-  PagePrefetch prefetch(block);
   for (const AttentionQuery& query : block.queries)
     for (int h = 0; h < block.heads; ++h) {
       tile.vectors[tile.n++] = {query.q + h * head_dim, query.position,     query.rows,
                                 query.out.largest + h,  query.out.sums + h, query.out.values + h * head_dim};
       const bool last = &query == &block.queries.back() && h + 1 == block.heads;
       if (tile.n < vectors && !last) continue;
-      attend_tile<type>(block, prefetch, tile);
+      attend_tile<type>(block, tile);
       tile.n = 0;
     }
 }

@@ -32,34 +32,6 @@ void for_each_span(const AttentionBlock& block, const SpanRange& range, int rows
   }
 }
 
-// Asks memory for the pages of a block ahead of their use: the keys a page early, the values while the keys
-// of their rows are looked at.
-class PagePrefetch {
- public:
-  explicit PagePrefetch(const AttentionBlock& block)
-      : block_(block), keys_(block.keys), values_(block.values) {}
-
-  // Called before row `index` of the keys is looked at: asks for the keys of the next page and the values of
-  // this one.
-  void before(int index) {
-    while (key_rows_ <= index + kPageRows && key_rows_ < block_.rows) key_rows_ += ask(keys_);
-    while (value_rows_ <= index && value_rows_ < block_.rows) value_rows_ += ask(values_);
-  }
-
- private:
-  int ask(SpanRange& range) const {
-    const KvSpan& span = *range.spans;
-    const std::byte* page = block_.pages.page(span.page);
-    for (size_t at = 0; at < block_.pages.page_bytes; at += 64) __builtin_prefetch(page + at);
-    const int rows = span.count - range.skip;
-    range = {range.spans + 1, 0};
-    return rows;
-  }
-  const AttentionBlock& block_;
-  SpanRange keys_, values_;
-  int key_rows_ = 0, value_rows_ = 0;  // asked for
-};
-
 // Calls visit(run, index in the block of its first row) for the runs of the block's first `rows` keys, in
 // order.
 template <class Visit>
