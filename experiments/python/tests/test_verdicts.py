@@ -132,3 +132,14 @@ def test_the_second_reading_takes_the_limit_of_text(lines):
         assert (of["verdict"], of["verdict_against_text"]) == ("BROKEN", "BROKEN")
     frozen = thresholds.freeze(table[table["set"] == "calibration"])
     assert frozen[0].perplexity_text == 40.0 > frozen[0].perplexity
+
+
+def test_a_cell_pairs_each_item_with_its_own_mismatched_and_asks_one_side(lines):
+    _, cells, _ = judge(lines)
+    numbers = next(c for c in cells if c["condition"] == "transfer")["numbers"]
+    of = {c: {l["item"]: l["reference_uplift"] for l in lines if l["set"] == "test" and l["condition"] == c} for c in ("transfer", "mismatched")}
+    difference = np.array([of["transfer"][i] - of["mismatched"][i] for i in of["transfer"]])
+    assert numbers["effect"]["d"]["value"] == pytest.approx(difference.mean() / difference.std(ddof=1))
+    below = [{**l, "reference_uplift": l["reference_uplift"] - 40} if l["condition"] == "transfer" else l for l in lines]
+    _, cells, _ = judge(below)
+    assert next(c for c in cells if c["condition"] == "transfer")["numbers"]["p"] > 0.99  # less than another source is no transfer
