@@ -14,7 +14,7 @@ PYTHON ?= python3
 CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
 RUNS := run-2a run-2b run-2c run-2d
 FAMILIES := $(addsuffix -family,$(RUNS))
-SWEEPS := run-position run-partial run-layers run-components
+SWEEPS := run-position run-partial run-layers run-components run-signatures
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
         test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
@@ -66,6 +66,7 @@ run-position: ## sweep: where the source's rows stand, and at which positions
 run-partial: ## sweep: the rows of some layers alone
 run-layers: ## sweep: layer by layer into neutral text, content and mode
 run-components: ## sweep: K or V alone, one KV head alone, one lane alone
+run-signatures: ## cache signatures of true, false and invented statements (phase 1.5)
 # Its own program alone is built, so that a first answer does not wait for the tests; stdout is the program's.
 $(RUNS) $(SWEEPS): build/release/build.ninja install weights
 	@cmake --build build/release -j $(JOBS) --target $(subst -,_,$@) >&2
