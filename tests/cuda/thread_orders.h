@@ -25,8 +25,6 @@ enum class ThreadOrder { kForward, kReverse, kShuffled };
 inline std::vector<ThreadOrder> thread_orders() {
 #if defined(KVFOLD_ON_GPU)
   return {ThreadOrder::kForward};
-#elif defined(__SANITIZE_THREAD__)
-  return {ThreadOrder::kReverse};  // it takes long, and reports a missing barrier in any order
 #else
   if (kSanitized) return {ThreadOrder::kShuffled};
   return {ThreadOrder::kForward, ThreadOrder::kReverse, ThreadOrder::kShuffled};
