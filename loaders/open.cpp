@@ -17,16 +17,22 @@ std::filesystem::path weights_folder() {
   return folder != nullptr ? folder : KVFOLD_SOURCE_DIR "/weights/cache";
 }
 
-// The table's name for `model`, which may be an alias; "" when unknown, with every known name in `known`.
-Result<std::string> find_in_table(const std::string& model, std::string& known) {
+// The entries of the table of models.
+Result<nlohmann::json> read_table() {
   const std::string path = KVFOLD_SOURCE_DIR "/weights/models.json";
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   const nlohmann::json table = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   const auto models = table.is_object() ? table.find("models") : table.end();
   if (models == table.end() || !models->is_array())
     return Status::error(path + ": expected {\"models\": [...]}");
+  return *models;
+}
+
+// The table's name for `model`, which may be an alias; "" when unknown, with every known name in `known`.
+Result<std::string> find_in_table(const std::string& model, std::string& known) {
+  KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json table, read_table());
   std::string found;
-  for (const nlohmann::json& entry : *models) {
+  for (const nlohmann::json& entry : table) {
     const std::string name = entry.value("name", "");
     known += (known.empty() ? "" : ", ") + name;
     if (name == model) found = name;
@@ -54,6 +60,18 @@ Result<std::string> resolve_model(const std::string& model) {
     return Status::error(
         fmt::format("{}: not fetched yet; 'make weights MODEL={}' fetches it", path.string(), name));
   return path.string();
+}
+
+Result<std::string> find_fetched_model(const std::string& fingerprint) {
+  KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json table, read_table());
+  for (const nlohmann::json& entry : table) {
+    const std::string path = (weights_folder() / (entry.value("name", "") + ".gguf")).string();
+    std::error_code error;
+    if (!std::filesystem::exists(path, error)) continue;
+    const Result<ModelSource> source = load_model_source(path);
+    if (source.ok() && source->fingerprint == fingerprint) return path;
+  }
+  return std::string();
 }
 
 Result<std::unique_ptr<Session>> open_session(const std::string& model, const OpenOptions& options) {

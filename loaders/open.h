@@ -17,6 +17,10 @@ namespace kvfold {
 // fetched yet (the command to fetch it is given).
 Result<std::string> resolve_model(const std::string& model);
 
+// The file in weights/cache whose model has that fingerprint; "" where none has. Errors: the table cannot be
+// read.
+Result<std::string> find_fetched_model(const std::string& fingerprint);
+
 struct OpenOptions {
   std::string backend = "cpu";  // as make_backend() takes it
   Prefill prefill = Prefill::kTiles;

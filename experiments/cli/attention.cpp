@@ -78,7 +78,10 @@ nlohmann::ordered_json to_json(const Group& group) {
 
 Status run(const Options& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, options.text.read());
-  KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, options.model.open());
+  ModelOptions with = options.model;
+  KVFOLD_ASSIGN_OR_RETURN(const CacheFileInfo info, read_cache_info(options.cache));
+  with.cache_type = cache_type_name(info.type);
+  KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, with.open());
   const Model& model = session->model();
   KVFOLD_ASSIGN_OR_RETURN(const std::vector<int> layers,
                           parse_ranges(options.layers, "layers", model.config().layers));
@@ -123,7 +126,7 @@ Status run(const Options& options) {
 
 Action add_attention(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  options->model.declare(app);
+  options->model.declare(app, false);
   app.add_option("CACHE", options->cache, "a cache file of that model")->required();
   options->text.declare(app);
   app.add_option(

@@ -141,4 +141,17 @@ Action cache_operation(CLI::App& app, const std::vector<CacheInput>& inputs, Cac
   };
 }
 
+std::string position_runs(const std::vector<int32_t>& positions) {
+  std::string out;
+  for (size_t i = 0; i < positions.size();) {
+    size_t j = i + 1;
+    while (j < positions.size() && positions[j] == positions[j - 1] + 1) ++j;
+    if (!out.empty()) out += ", ";
+    out += j - i == 1 ? fmt::format("{}", positions[i])
+                      : fmt::format("{} to {}", positions[i], positions[j - 1]);
+    i = j;
+  }
+  return out.empty() ? "none" : out;
+}
+
 }  // namespace kvfold::cli

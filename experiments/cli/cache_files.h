@@ -52,6 +52,9 @@ struct CacheInput {
 Action cache_operation(CLI::App& app, const std::vector<CacheInput>& inputs, CacheOperation operation,
                        bool many = false);
 
+// Positions as runs: "0 to 11, 40 to 52"; "none".
+std::string position_runs(const std::vector<int32_t>& positions);
+
 // The last step of a command: saves, and says so.
 Status write_cache(const KvCache& cache, const CacheModelInfo& model, const std::string& out, bool json);
 

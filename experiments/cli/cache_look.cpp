@@ -52,20 +52,6 @@ ordered_json describe(const OpenCaches& in) {
           {"held_rows", held_rows(cache)}};
 }
 
-// Positions as runs: "0-11, 40-52".
-std::string position_runs(const std::vector<int32_t>& positions) {
-  std::string out;
-  for (size_t i = 0; i < positions.size();) {
-    size_t j = i + 1;
-    while (j < positions.size() && positions[j] == positions[j - 1] + 1) ++j;
-    if (!out.empty()) out += ", ";
-    out += j - i == 1 ? fmt::format("{}", positions[i])
-                      : fmt::format("{} to {}", positions[i], positions[j - 1]);
-    i = j;
-  }
-  return out.empty() ? "none" : out;
-}
-
 // "12 rows of fed (shift), 3 of other": what origins say, in the order of first appearance.
 std::string origin_summary(const Rows& rows) {
   std::vector<std::pair<std::string, int>> counts;

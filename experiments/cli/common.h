@@ -23,6 +23,7 @@ Action add_bench(CLI::App& app);
 Action add_attention(CLI::App& app);
 Action add_convert(CLI::App& app);
 Action add_make_random(CLI::App& app);
+Action add_inspect(CLI::App& app);
 Action add_cache_save(CLI::App& app);
 Action add_cache_run(CLI::App& app);
 

@@ -41,6 +41,7 @@ int run(int argc, char** argv) {
   add(app, "generate", "continue a prompt", add_generate);
   add(app, "perplexity", "mean NLL and perplexity of a text", add_perplexity);
   add(app, "bench", "how fast a model runs here", add_bench);
+  add(app, "inspect", "what is in a cache, as tables or as a page", add_inspect);
   add(app, "attention", "who looks at which rows of a cache, as a .npy file", add_attention);
   add(app, "convert", "any model to a GGUF file", add_convert);
   add(app, "make-random", "a GGUF file of a known model's shape with random weights", add_make_random);
