@@ -148,8 +148,9 @@ class Table {
       if (line.at("condition") == "baseline") baseline[line.at("framing")] = &line;
       if (line.at("condition") != "transfer") continue;
       const json& base = *baseline.at(line.at("framing"));
-      const bool success =
-          line.at("markers").size() == line.at("markers_wanted").size() && base.at("markers").empty();
+      // A baseline that ends at once may still know: what it says without that counts too.
+      const bool known = !base.at("markers").empty() || !base.at("banned_markers").empty();
+      const bool success = line.at("markers").size() == line.at("markers_wanted").size() && !known;
       out += fmt::format("{:<24} {:<7} transfer: {}; baseline: {}; answer's log-probability {:+.2f} nats{}\n",
                          line.at("trial").get<std::string>(), line.at("framing").get<std::string>(),
                          phrase(line), phrase(base), line.at("reference_uplift").get<double>(),
