@@ -237,24 +237,31 @@ TEST_P(RealModel, ContinuesPromptsAlike) {
 
 // Phase 2a by the harness's own framing and conditions.
 TEST_P(RealModel, CarriesTheSourceOverAlike) {
-  const Trial trial{"identity",
-                    "Hello, my name is Lyra and I live in Seattle",
-                    "What is your name and where do you live?",
-                    {"Lyra", "Seattle"}};
-  const auto framed = frame(trial, Framing::kQa, session_->tokenizer());
+  Trial trial;
+  trial.id = "identity";
+  trial.source = "Hello, my name is Lyra and I live in Seattle";
+  trial.target = "What is your name and where do you live?";
+  trial.markers = {"Lyra", "Seattle"};
+  trial.answer = "My name is Lyra and I live in Seattle.";
+  trial.contrast = {"My name is", "Lyra", "Nora"};
+  trial.twin = {"Hello, my name is Nora and I live in Boston",
+                {"Nora", "Boston"},
+                "My name is Nora and I live in Boston."};
+  trial.filler = "The weather was mild that day, and the road was quiet until the evening came.";
+  const auto framed = frame(trial, trial, Framing::kQa, session_->tokenizer());
   ASSERT_TRUE(framed.ok()) << framed.status().message();
-  EXPECT_EQ(framed->source, reference_["transfer"]["source"].get<std::vector<TokenId>>());
+  EXPECT_EQ(framed->source.ids, reference_["transfer"]["source"].get<std::vector<TokenId>>());
   EXPECT_EQ(framed->target, reference_["transfer"]["target"].get<std::vector<TokenId>>());
-  const auto conditions = build_conditions(*session_, *framed, /*seed=*/1);
+  const auto conditions = build_conditions(*session_, std::span(&*framed, 1), /*seed=*/1);
   ASSERT_TRUE(conditions.ok()) << conditions.status().message();
 
   const auto cache_of = [&](Condition wanted) {
-    return std::ranges::find(*conditions, wanted, &ConditionCache::condition)->cache.fork();
+    return std::ranges::find(conditions->front(), wanted, &ConditionCache::condition)->cache.fork();
   };
   const KvCache baseline = cache_of(Condition::kBaseline);
   const KvCache transfer = cache_of(Condition::kTransfer);
   // The same source before the target's rows of the baseline, which never saw it and all move.
-  const int source_rows = static_cast<int>(framed->source.size());
+  const int source_rows = static_cast<int>(framed->source.ids.size());
   const auto source = extract(transfer, Selection::all(transfer.shape(), source_rows));
   ASSERT_TRUE(source.ok()) << source.status().message();
   const auto moved = insert(baseline, *source, 0, {});
