@@ -122,12 +122,12 @@ test: ## all tests in release, then the unit tests under asan-ubsan and tsan, th
 	@$(MAKE) --no-print-directory test-tsan
 	@$(MAKE) --no-print-directory test-report
 
-test-release: release weights-all ## all tests in release, real models included
+test-release: release weights-all page-script ## all tests in release, real models included
 	@ctest --test-dir build/release --output-on-failure --no-tests=error -j $(JOBS)
 
 # ThreadSanitizer's address layout does not bear the address randomisation of newer kernels, so that is off where
 # turning it off is allowed (inside some containers it is not).
-test-asan-ubsan test-tsan: test-%: build/%/build.ninja install
+test-asan-ubsan test-tsan: test-%: build/%/build.ninja install page-script
 	@cmake --build build/$* -j $(JOBS)
 	@fixed=$$(setarch -R true 2>/dev/null && echo 'setarch -R' || true); \
 	  UBSAN_OPTIONS=print_stacktrace=1 $$fixed \
@@ -160,7 +160,7 @@ format: install-tidy ## rewrite all C++ sources by .clang-format
 tidy: install-tidy build/release/build.ninja ## check format and run clang-tidy, warnings as errors
 	@clang-format --dry-run -Werror $(CXX_SOURCES)
 	@cmake build/release --log-level=WARNING >/dev/null
-	@run-clang-tidy -quiet -j $(JOBS) -p build/release '^$(CURDIR)/(kernels|engine|loaders|experiments|tests|bench)/' \
+	@run-clang-tidy -quiet -j $(JOBS) -p build/release '^$(CURDIR)/(kernels|engine|loaders|experiments|tests|bench)/.*\.cpp$$' \
 	  >build/tidy.log 2>&1 || \
 	  { sed 's/\x1b\[[0-9;]*m//g' build/tidy.log | grep -E '(warning|error):' | sort -u >&2; \
 	    echo 'tidy: the whole of it is in build/tidy.log' >&2; exit 1; }

@@ -105,6 +105,7 @@ TEST_P(Table, QuantizesAsPlain) {
     const Quantized a = quantize(plain(), x, 3, columns);
     const Quantized b = quantize(kernels(), x, 3, columns);
     for (size_t g = 0; g < a.panels.size(); ++g)
+      // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): bits are compared, and there is no padding
       ASSERT_EQ(std::memcmp(&a.panels[g], &b.panels[g], sizeof(ActivationGroup)), 0)
           << columns << ", group " << g;
   }
