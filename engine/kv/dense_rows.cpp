@@ -98,11 +98,11 @@ void transpose(const Matrix<kElement>& m, size_t rows, size_t columns) {
   size_t whole_rows = 0;
   size_t whole_columns = 0;
 #if defined(__SSE2__)
-  constexpr size_t n = kBlock<kElement>;
-  whole_rows = rows / n * n;
-  whole_columns = columns / n * n;
-  for (size_t r = 0; r < whole_rows; r += n)
-    for (size_t c = 0; c < whole_columns; c += n) transpose_block(m, r, c);
+  constexpr size_t kSide = kBlock<kElement>;
+  whole_rows = rows / kSide * kSide;
+  whole_columns = columns / kSide * kSide;
+  for (size_t r = 0; r < whole_rows; r += kSide)
+    for (size_t c = 0; c < whole_columns; c += kSide) transpose_block(m, r, c);
 #endif
   transpose_plain(m, 0, whole_rows, whole_columns, columns);
   transpose_plain(m, whole_rows, rows, 0, columns);
