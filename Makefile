@@ -127,7 +127,7 @@ test-release: release weights-all page-script ## all tests in release, real mode
 
 # ThreadSanitizer's address layout does not bear the address randomisation of newer kernels, so that is off where
 # turning it off is allowed (inside some containers it is not).
-test-asan-ubsan test-tsan: test-%: build/%/build.ninja install page-script
+test-asan-ubsan test-tsan: test-%: build/%/build.ninja install
 	@cmake --build build/$* -j $(JOBS)
 	@fixed=$$(setarch -R true 2>/dev/null && echo 'setarch -R' || true); \
 	  UBSAN_OPTIONS=print_stacktrace=1 $$fixed \
