@@ -132,7 +132,9 @@ class Page:
         while time.monotonic() - since < 0.3:
             if time.monotonic() > deadline:
                 raise BrowserError(f"{self.url}: still drawing after {TIMEOUT} s")
-            now = self.evaluate("document.readyState + document.querySelectorAll('*').length")
+            # A browser that starts slowly shows its empty page first, which is complete at once.
+            now = self.evaluate("(location.href === 'about:blank' ? 'blank ' : '') + document.readyState"
+                                " + document.querySelectorAll('*').length")
             if now != last or not now.startswith("complete"):
                 last, since = now, time.monotonic()
             time.sleep(0.05)
