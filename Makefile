@@ -17,7 +17,7 @@ FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
-        test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
 
@@ -116,11 +116,13 @@ bench-peer: release weights-all ## kvfold against llama.cpp, in turn, as a table
 # ---- checks ----
 
 # One after the other also under -j: each uses all the cores.
-test: ## all tests in release, then the unit tests under asan-ubsan and tsan, then the analysis
+test: ## all tests, on real models too, and those of the analysis
 	@$(MAKE) --no-print-directory test-release
+	@$(MAKE) --no-print-directory test-report
+
+test-sanitizers: ## the unit tests under AddressSanitizer with UBSan, and those with threads under ThreadSanitizer
 	@$(MAKE) --no-print-directory test-asan-ubsan
 	@$(MAKE) --no-print-directory test-tsan
-	@$(MAKE) --no-print-directory test-report
 
 test-release: release weights-all page-script ## all tests in release, real models included
 	@ctest --test-dir build/release --output-on-failure --no-tests=error -j $(JOBS)
@@ -168,7 +170,7 @@ tidy: install-tidy build/release/build.ninja ## check format and run clang-tidy,
 # The fixtures come from independent programs (transformers, tokenizers); they are committed, this makes them anew.
 oracle: weights-all ## make the test fixtures anew with the scripts in tests/oracle
 	@[ -x .venv-oracle/bin/python ] || $(PYTHON) -m venv .venv-oracle
-	@.venv-oracle/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
+	@.venv-oracle/bin/python -m pip install --quiet -r tests/oracle/requirements.txt -r tests/oracle/requirements-checkpoints.txt
 	@set -e; for script in tests/oracle/make_*.py; do echo "$$script"; .venv-oracle/bin/python "$$script"; done
 
 # Whole models in both formats against one another, and against transformers; minutes and some GB, so not among

@@ -134,8 +134,9 @@ Status BpeTokenizer::read_bytes() {
   for (int b = 0; b < 256; ++b) {
     TokenId id = find(alphabet().text[b]);
     if (id < 0) id = find(fmt::format("<0x{:02X}>", b));
-    if (id < 0) id = source_.unknown;
-    byte_ids_[b] = id;  // -1: a byte that the vocabulary cannot write; such bytes are left out
+    // -1: a byte that the vocabulary cannot write (SmolLM's lacks some). It is left out, as Hugging Face's
+    // and llama.cpp's byte-level BPE do; the file's unknown token belongs to other code around them.
+    byte_ids_[b] = id;
   }
   return {};
 }

@@ -14,19 +14,43 @@
 namespace kvfold {
 namespace {
 
+// What stands inside of [] for white space, letters and numbers.
 // White space is written out: what PCRE2 calls \s also holds U+180E, which the models' own tokenizers do not.
 #define WS R"(\t-\r\x{85}\p{Z})"
+// Unicode 15 and 16 added letters and numbers that an installed PCRE2 may not know yet (10.42 has Unicode
+// 14).
+#define LETTER                                                                                   \
+  R"(\p{L})"                                                                                     \
+  R"(\x{1C89}-\x{1C8A}\x{A7CB}-\x{A7CD}\x{A7DA}-\x{A7DC}\x{105C0}-\x{105F3}\x{10D4A}-\x{10D65})" \
+  R"(\x{10D6F}-\x{10D85}\x{10EC2}-\x{10EC4}\x{1123F}-\x{11240}\x{11380}-\x{11389}\x{1138B})"     \
+  R"(\x{1138E}\x{11390}-\x{113B5}\x{113B7}\x{113D1}\x{113D3}\x{11BC0}-\x{11BE0}\x{11F02})"       \
+  R"(\x{11F04}-\x{11F10}\x{11F12}-\x{11F33}\x{1342F}\x{13441}-\x{13446}\x{13460}-\x{143FA})"     \
+  R"(\x{16100}-\x{1611D}\x{16D40}-\x{16D6C}\x{18CFF}\x{1B132}\x{1B155}\x{1DF25}-\x{1DF2A})"      \
+  R"(\x{1E030}-\x{1E06D}\x{1E4D0}-\x{1E4EB}\x{1E5D0}-\x{1E5ED}\x{1E5F0}\x{2B739})"               \
+  R"(\x{2EBF0}-\x{2EE5D}\x{31350}-\x{323AF})"
+#define NUMBER                                                                      \
+  R"(\p{N})"                                                                        \
+  R"(\x{10D40}-\x{10D49}\x{116D0}-\x{116E3}\x{11BF0}-\x{11BF9}\x{11F50}-\x{11F59})" \
+  R"(\x{16130}-\x{16139}\x{16D70}-\x{16D79}\x{1CCF0}-\x{1CCF9}\x{1D2C0}-\x{1D2D3})" \
+  R"(\x{1E4F0}-\x{1E4F9}\x{1E5F1}-\x{1E5FA})"
 
-// The patterns are those of the models' own tokenizer definitions, with \s and \S so expanded.
-constexpr const char* kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^)" WS R"(\p{L}\p{N}]+|[)" WS
-                              R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
-constexpr const char* kDigit = R"(\p{N})";
-constexpr const char* kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^)" WS R"(\p{L}\p{N}]+[\r\n]*|[)" WS
-    R"(]*[\r\n]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
-constexpr const char* kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^)" WS
-    R"(\p{L}\p{N}]+[\r\n]*|[)" WS R"(]*[\r\n]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
+// The patterns are those of the models' own tokenizer definitions.
+#define CONTRACTION "'s|'t|'re|'ve|'m|'ll|'d"
+#define SPACES "[" WS "]+(?![^" WS "])|[" WS "]+"
+#define LLAMA3(numbers)                                                                              \
+  "(?i:" CONTRACTION R"()|[^\r\n)" LETTER NUMBER "]?[" LETTER "]+|" numbers "| ?[^" WS LETTER NUMBER \
+  R"(]+[\r\n]*|[)" WS R"(]*[\r\n]+|)" SPACES
+constexpr const char* kDigit = "[" NUMBER "]";
+constexpr const char* kGpt2 =
+    CONTRACTION "| ?[" LETTER "]+| ?[" NUMBER "]+| ?[^" WS LETTER NUMBER "]+|" SPACES;
+constexpr const char* kQwen2 = LLAMA3("[" NUMBER "]");
+constexpr const char* kLlama3 = LLAMA3("[" NUMBER "]{1,3}");
+#undef WS
+#undef LETTER
+#undef NUMBER
+#undef CONTRACTION
+#undef SPACES
+#undef LLAMA3
 
 struct Definition {
   std::string_view name;
