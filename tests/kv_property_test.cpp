@@ -2,8 +2,10 @@
 // step each vector, position and origin is compared, and after every program each page is accounted for.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "engine/random.h"
 #include "tests/dense_cache.h"
@@ -141,6 +143,101 @@ class Program {
             dense_insert(from.dense, dense_extract(other.dense, s), at, where)};
   }
 
+  // K alone, or V alone, and the other half made up.
+  Pair insert_half(const Pair& from) {
+    const Pair& other = pick();
+    const Selection both = select(other.paged.size(), true);
+    Selection half = both;
+    const int missing = below(2);
+    (missing == 0 ? half.keys : half.values) = false;
+    std::optional<NoiseKind> kind;
+    if (below(3) != 0) kind = below(2) == 0 ? NoiseKind::kZero : NoiseKind::kMean;
+    DenseCache slice = dense_extract(other.dense, both);
+    for (DenseRow& row : slice.rows) row.operations |= static_cast<uint32_t>(Operation::kFill);
+    if (kind)
+      for (int lane = 0; lane < kShape.lanes(); ++lane)
+        dense_constant(slice, missing, lane, all(slice), *kind);
+    rounded_ = kind == NoiseKind::kMean;
+    const KvSlice filled =
+        must(fill_missing(must(extract(other.paged, half)), must(extract(other.paged, both)), kind, 1));
+    const int at = below(from.paged.size() + 1);
+    const InsertPositions where = positions();
+    return {must(insert(from.paged, filled, at, where)), dense_insert(from.dense, slice, at, where)};
+  }
+  static std::vector<int> all(const DenseCache& cache) {
+    std::vector<int> rows(static_cast<size_t>(cache.size()));
+    std::iota(rows.begin(), rows.end(), 0);
+    return rows;
+  }
+
+  // The rows of a lane that it holds, as zeros or as their mean.
+  static void dense_constant(DenseCache& cache, int part, int lane, const std::vector<int>& rows,
+                             NoiseKind kind) {
+    DenseVector mean(kShape.head_dim, 0);
+    int held = 0;
+    for (const int row : rows)
+      if (const auto& v = cache.at(part, lane, row)) {
+        ++held;
+        for (int d = 0; d < kShape.head_dim; ++d) mean[d] += (*v)[d];
+      }
+    for (double& x : mean) x = kind == NoiseKind::kZero || held == 0 ? 0 : x / held;
+    for (const int row : rows)
+      if (auto& v = cache.at(part, lane, row)) v = mean;
+  }
+
+  // Zeros and means are what the dense model computes. Of what is random the dense model takes the vectors
+  // over, and checks what does not depend on chance: norms of kMatched; kPermuted makes the same set of rows.
+  Pair noise_some(const Pair& from) {
+    constexpr NoiseKind kKinds[] = {NoiseKind::kUnit,     NoiseKind::kMatched, NoiseKind::kChannel,
+                                    NoiseKind::kPermuted, NoiseKind::kZero,    NoiseKind::kMean};
+    const NoiseKind kind = kKinds[below(6)];
+    const Selection s = select(from.paged.size(), false);
+    Pair out{must(noise(from.paged, s, kind, random_.below(1000))), from.dense};
+    bool any = false;
+    for (int part = 0; part < 2; ++part)
+      for (const int layer : s.layers)
+        for (const int head : s.heads) {
+          if (!(part == 0 ? s.keys : s.values)) continue;
+          const int lane = layer * kShape.kv_heads + head;
+          for (const int row : s.rows) any |= from.dense.at(part, lane, row).has_value();
+          if (kind == NoiseKind::kZero || kind == NoiseKind::kMean) {
+            dense_constant(out.dense, part, lane, s.rows, kind);
+          } else {
+            take_over(out, part, lane, s.rows, kind);
+          }
+        }
+    if (any)
+      for (const int row : s.rows) out.dense.rows[row].operations |= static_cast<uint32_t>(Operation::kNoise);
+    rounded_ = true;
+    return out;
+  }
+
+  void take_over(Pair& pair, int part, int lane, const std::vector<int>& rows, NoiseKind kind) {
+    std::vector<DenseVector> before, after;
+    std::vector<float> made(kShape.head_dim);
+    for (const int row : rows) {
+      auto& v = pair.dense.at(part, lane, row);
+      if (!v) continue;
+      before.push_back(*v);
+      pair.paged.lanes().table(static_cast<Part>(part), lane).load(static_cast<Part>(part), row, made.data());
+      v->assign(made.begin(), made.end());
+      after.push_back(*v);
+      if (kind == NoiseKind::kMatched) {
+        EXPECT_NEAR(length(*v), length(before.back()), 2 * kShape.head_dim * tolerance(*v));
+      }
+    }
+    // q8 rows that are stored anew may move within their scale, and so trade places in the order below.
+    if (kind != NoiseKind::kPermuted || type_ == CacheType::kQ8) return;
+    std::ranges::sort(before);
+    std::ranges::sort(after);
+    EXPECT_EQ(before, after);
+  }
+  static double length(const DenseVector& v) {
+    double sum = 0;
+    for (const double x : v) sum += x * x;
+    return std::sqrt(sum);
+  }
+
   // Rows of another cache over rows of this one, in the lanes that hold them.
   Pair overwrite_some(const Pair& from) {
     const Pair& other = pick();
@@ -234,7 +331,7 @@ class Program {
 
   Pair apply(const Pair& from) {
     rounded_ = false;
-    switch (below(11)) {
+    switch (below(13)) {
       case 0:
       case 1:
         return feed(from);
@@ -258,6 +355,10 @@ class Program {
         return arithmetic(from);
       case 9:
         return match(from);
+      case 10:
+        return noise_some(from);
+      case 11:
+        return insert_half(from);
       default:
         return join(from);
     }

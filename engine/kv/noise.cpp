@@ -15,7 +15,7 @@ namespace {
 std::vector<double> column_means(const LaneMatrix& m) {
   std::vector<double> mean(m.columns);
   for (int r = 0; r < m.rows; ++r)
-    for (int c = 0; c < m.columns; ++c) mean[c] += m.row(r)[c] / m.rows;
+    for (int c = 0; c < m.columns; ++c) mean[c] += static_cast<double>(m.row(r)[c]) / m.rows;
   return mean;
 }
 
