@@ -153,6 +153,16 @@ TEST_P(Table, NormsAndActivatesAsPlain) {
     plain().swiglu(x.data(), w.data(), n, a.data());
     kernels().swiglu(x.data(), w.data(), n, b.data());
     EXPECT_EQ(a, b) << n;
+    const std::vector<float> gradient = gaussians(static_cast<size_t>(n), 3);
+    std::vector<float> gates[] = {x, x};
+    std::vector<float> ups[] = {w, w};
+    plain().swiglu_gradient(gradient.data(), n, gates[0].data(), ups[0].data());
+    kernels().swiglu_gradient(gradient.data(), n, gates[1].data(), ups[1].data());
+    EXPECT_EQ(gates[0], gates[1]) << n;
+    EXPECT_EQ(ups[0], ups[1]) << n;
+    a = b = x;
+    EXPECT_EQ(plain().softmax(a.data(), n), kernels().softmax(b.data(), n)) << n;
+    EXPECT_EQ(a, b) << n;
   }
 }
 

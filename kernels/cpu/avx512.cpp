@@ -75,6 +75,77 @@ void matmul_f32(const MatrixView& weight, int64_t begin, int64_t end, const floa
   }
 }
 
+void swiglu_gradient(const float* out_gradient, int n, float* gate, float* up) {
+  const __m512 one = _mm512_set1_ps(1.0F);
+  for (int i = 0; i < n; i += kLanes) {
+    const __mmask16 lanes = first_lanes(n - i);
+    const __m512 g = _mm512_maskz_loadu_ps(lanes, gate + i);
+    const __m512 out = _mm512_maskz_loadu_ps(lanes, out_gradient + i);
+    const __m512 negative = _mm512_xor_ps(g, _mm512_set1_ps(-0.0F));
+    const __m512 s = _mm512_div_ps(one, _mm512_add_ps(one, exp_vector(negative)));
+    const __m512 slope = _mm512_mul_ps(s, _mm512_add_ps(one, _mm512_mul_ps(g, _mm512_sub_ps(one, s))));
+    const __m512 to_gate = _mm512_mul_ps(_mm512_mul_ps(out, _mm512_maskz_loadu_ps(lanes, up + i)), slope);
+    _mm512_mask_storeu_ps(gate + i, lanes, to_gate);
+    _mm512_mask_storeu_ps(up + i, lanes, _mm512_mul_ps(out, _mm512_mul_ps(g, s)));
+  }
+}
+
+float softmax(float* x, int64_t n) {
+  __m512 most = _mm512_set1_ps(x[0]);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 lanes = first_lanes(static_cast<int>(std::min<int64_t>(n - i, kLanes)));
+    most = _mm512_mask_max_ps(most, lanes, most, _mm512_maskz_loadu_ps(lanes, x + i));
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  __m512 sums = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 lanes = first_lanes(static_cast<int>(std::min<int64_t>(n - i, kLanes)));
+    const __m512 e = exp_vector(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + i), _mm512_set1_ps(largest)));
+    sums = _mm512_mask_add_ps(sums, lanes, sums, e);
+    _mm512_mask_storeu_ps(x + i, lanes, e);
+  }
+  const float sum = fold(sums);
+  const __m512 inverse = _mm512_set1_ps(1.0F / sum);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 lanes = first_lanes(static_cast<int>(std::min<int64_t>(n - i, kLanes)));
+    _mm512_mask_storeu_ps(x + i, lanes, _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), inverse));
+  }
+  return largest + std::log(sum);
+}
+
+// 24 sums in registers, for two vectors of b and 12 numbers of a.
+void gemm_tile(const GemmTile& tile) {
+  const __mmask16 low = first_lanes(tile.columns);
+  const __mmask16 high = first_lanes(std::max(tile.columns - kLanes, 0));
+  __m512 sums[kGemmRows][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < kGemmRows; ++r) {
+    const bool load = tile.accumulate && r < tile.rows;
+    const float* c = tile.c + r * tile.c_stride;
+    sums[r][0] = load ? _mm512_maskz_loadu_ps(low, c) : _mm512_setzero_ps();
+    sums[r][1] = load ? _mm512_maskz_loadu_ps(high, c + kLanes) : _mm512_setzero_ps();
+  }
+  const float* a = tile.a;
+  const float* b = tile.b;
+  for (int k = 0; k < tile.depth; ++k, a += kGemmRows, b += kGemmColumns) {
+    const __m512 b0 = _mm512_load_ps(b);
+    const __m512 b1 = _mm512_load_ps(b + kLanes);
+#pragma GCC unroll 12
+    for (int r = 0; r < kGemmRows; ++r) {
+      const __m512 x = _mm512_set1_ps(a[r]);
+      sums[r][0] = _mm512_fmadd_ps(x, b0, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(x, b1, sums[r][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kGemmRows; ++r) {
+    if (r >= tile.rows) continue;
+    float* c = tile.c + r * tile.c_stride;
+    _mm512_mask_storeu_ps(c, low, sums[r][0]);
+    _mm512_mask_storeu_ps(c + kLanes, high, sums[r][1]);
+  }
+}
+
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -92,8 +163,11 @@ const CpuKernels kAvx512Kernels = {
     .quantize_row = quantize_row,
     .matmul_q8 = avx512::matmul_q8,
     .matmul_f32 = matmul_f32,
+    .gemm_tile = gemm_tile,
     .rms_norm = rms_norm,
     .swiglu = swiglu,
+    .swiglu_gradient = swiglu_gradient,
+    .softmax = softmax,
     .store_row = avx512::store_row,
     .attention_block = avx512::attention_block,
     .attention_combine = avx512::attention_combine,

@@ -13,6 +13,7 @@
 //               with x_sum = x_scale * float(sum of x), and with isum = sum over halves of sub * (sum of q *
 //               x), exact in int32 and in f32.
 //   matmul_f32  dot16 over the columns, of decoded weights and f32 activations.
+//   gemm_tile   one accumulator an output, over the depth in order, from 0 or from what is there already.
 //   attention   see attention_block and attention_combine.
 #pragma once
 
@@ -106,6 +107,20 @@ inline size_t attention_scratch(int head_dim) {
          kAttentionTile * (kAttentionBlock + kPageRows);
 }
 
+// The tile of an f32 matrix product. Its operands are panels: of a, kGemmRows rows side by side,
+// [depth][kGemmRows]; of b, kGemmColumns columns, [depth][kGemmColumns]. Padding may hold anything finite.
+inline constexpr int kGemmRows = 12;
+inline constexpr int kGemmColumns = 32;
+struct GemmTile {
+  const float* a;
+  const float* b;  // 64-byte aligned
+  int depth;
+  float* c;  // [rows][columns], rows `c_stride` apart
+  int64_t c_stride;
+  int rows, columns;  // to be written, up to the tile's
+  bool accumulate;    // the sum starts from c
+};
+
 struct CpuKernels {
   const char* name;
   bool (*supported)();
@@ -130,10 +145,21 @@ struct CpuKernels {
   void (*matmul_f32)(const MatrixView& weight, int64_t begin, int64_t end, const float* x, int rows, float* y,
                      int64_t y_stride, float* scratch);
 
+  // c[r][j] = c[r][j] or 0, then fma(a[k][r], b[k][j], c[r][j]) for k = 0 .. depth - 1.
+  void (*gemm_tile)(const GemmTile& tile);
+
   // out[i] = x[i] * (1 / sqrt(mean(x^2) + epsilon)) * weight[i]; the mean's sum is a dot16 of x with itself.
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
   // out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]  (SwiGLU, Shazeer 2020). out may be gate.
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
+
+  // The way back through swiglu: gate and up become the gradients of what they were, given that of the
+  // output. With s = 1 / (1 + exp(-gate)): up' = out' * (gate * s), gate' = (out' * up) * (s * (1 + gate * (1
+  // - s))).
+  void (*swiglu_gradient)(const float* out_gradient, int n, float* gate, float* up);
+  // x[i] = exp(x[i] - largest) / sum; returns largest + log(sum), the sum in 16 lanes as dot16's. REQUIRES: n
+  // > 0.
+  float (*softmax)(float* x, int64_t n);
 
   // Writes a row to a page, as kv_store_row does.
   void (*store_row)(CacheType type, Part part, int head_dim, std::byte* page, int row, const float* in);

@@ -236,6 +236,51 @@ void attention_combine(const AttentionPartial& parts, int blocks, int heads, int
   }
 }
 
+void swiglu_gradient(const float* out_gradient, int n, float* gate, float* up) {
+  for (int i = 0; i < n; ++i) {
+    const float g = gate[i];
+    const float s = 1.0F / (1.0F + exp_f32(-g));
+    const float to_up = out_gradient[i] * (g * s);
+    gate[i] = (out_gradient[i] * up[i]) * (s * (1.0F + g * (1.0F - s)));
+    up[i] = to_up;
+  }
+}
+
+float softmax(float* x, int64_t n) {
+  float largest = x[0];
+  for (int64_t i = 1; i < n; ++i) largest = std::max(largest, x[i]);
+  float lanes[16] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = exp_f32(x[i] - largest);
+    lanes[i % 16] += x[i];
+  }
+  const float sum = fold16(lanes);
+  const float inverse = 1.0F / sum;
+  for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
+  return largest + std::log(sum);
+}
+
+// A quarter of the tile's rows and half of its columns at a time: as many sums as 16 vector registers hold.
+void gemm_tile(const GemmTile& tile) {
+  constexpr int kRows = 3;
+  constexpr int kColumns = 16;
+  for (int r0 = 0; r0 < tile.rows; r0 += kRows)
+    for (int j0 = 0; j0 < tile.columns; j0 += kColumns) {
+      float sums[kRows][kColumns] = {};
+      const int rows = std::min(kRows, tile.rows - r0);
+      const int columns = std::min(kColumns, tile.columns - j0);
+      float* c = tile.c + r0 * tile.c_stride + j0;
+      if (tile.accumulate)
+        for (int r = 0; r < rows; ++r) std::copy_n(c + r * tile.c_stride, columns, sums[r]);
+      const float* a = tile.a + r0;
+      const float* b = tile.b + j0;
+      for (int k = 0; k < tile.depth; ++k, a += kGemmRows, b += kGemmColumns)
+        for (int r = 0; r < kRows; ++r)
+          for (int j = 0; j < kColumns; ++j) sums[r][j] = std::fma(a[r], b[j], sums[r][j]);
+      for (int r = 0; r < rows; ++r) std::copy_n(sums[r], columns, c + r * tile.c_stride);
+    }
+}
+
 bool supported() {
 #if defined(__AVX2__)
   // Every machine that has these has f16c too, for which there is no name that all compilers know.
@@ -257,8 +302,11 @@ const CpuKernels kAvx2Kernels = {
     .quantize_row = quantize_row,
     .matmul_q8 = avx2::matmul_q8,
     .matmul_f32 = matmul_f32,
+    .gemm_tile = gemm_tile,
     .rms_norm = rms_norm,
     .swiglu = swiglu,
+    .swiglu_gradient = swiglu_gradient,
+    .softmax = softmax,
     .store_row = kv_store_row,
     .attention_block = avx2::attention_block,
     .attention_combine = attention_combine,
@@ -273,8 +321,11 @@ const CpuKernels kPlainKernels = {
     .quantize_row = quantize_row,
     .matmul_q8 = matmul_q8,
     .matmul_f32 = matmul_f32,
+    .gemm_tile = gemm_tile,
     .rms_norm = rms_norm,
     .swiglu = swiglu,
+    .swiglu_gradient = swiglu_gradient,
+    .softmax = softmax,
     .store_row = kv_store_row,
     .attention_block = attention_block,
     .attention_combine = attention_combine,
