@@ -1,0 +1,24 @@
+// The projector kind `ridge`; projector.h says what it computes. Kinds that add to it begin here.
+#pragma once
+
+#include <set>
+
+#include "engine/dense.h"
+#include "engine/kv/projector.h"
+
+namespace kvfold {
+
+class RidgeProjector : public Projector {
+ public:
+  // Errors: of tensors named ridge.*, as make_projector().
+  static Result<std::unique_ptr<Projector>> make(ProjectorData data);
+  void apply(const float* source, int rows, bool first, float* target, ThreadPool& threads) const override;
+
+ protected:
+  explicit RidgeProjector(ProjectorData data);
+};
+
+// Errors: a tensor named ridge.* is missing, unknown or of another shape.
+Status check_ridge_tensors(const ProjectorData& data);
+
+}  // namespace kvfold

@@ -1,0 +1,222 @@
+// Flat rows, alignment, projectors and their files.
+#include "engine/kv/projector.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/kv/alignment.h"
+#include "engine/random.h"
+#include "tests/temporary.h"
+#include "tests/tiny_model.h"
+
+namespace kvfold::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+ProjectorTensor gaussian_tensor(std::vector<int64_t> shape, uint64_t seed) {
+  ProjectorTensor t{std::move(shape), {}};
+  size_t count = 1;
+  for (const int64_t n : t.shape) count *= static_cast<size_t>(n);
+  Random random(seed);
+  for (size_t i = 0; i < count; ++i) t.data.push_back(static_cast<float>(random.gaussian()));
+  return t;
+}
+
+// A ridge of random numbers from 3 layers x 1 head x 8 to 2 layers x 2 heads x 4.
+ProjectorData random_ridge(int64_t rank) {
+  ProjectorData data{"ridge", {"aa", "A", {3, 1, 8}}, {"bb", "B", {2, 2, 4}}, {}, {{"command", "a \"b\"\n"}}};
+  const int64_t in = row_width(data.source.shape);
+  const int64_t out = row_width(data.target.shape);
+  data.tensors = {
+      {"ridge.mean_in", gaussian_tensor({in}, 1)},    {"ridge.scale_in", gaussian_tensor({in}, 2)},
+      {"ridge.mean_out", gaussian_tensor({out}, 3)},  {"ridge.scale_out", gaussian_tensor({out}, 4)},
+      {"ridge.down", gaussian_tensor({rank, in}, 5)}, {"ridge.up", gaussian_tensor({out, rank}, 6)},
+      {"ridge.first", gaussian_tensor({out}, 7)}};
+  return data;
+}
+
+std::string refusal(ProjectorData data) {
+  const auto made = make_projector(std::move(data));
+  return made.ok() ? "" : made.status().message();
+}
+
+TEST(FlatRows, ComeOutOfACacheAsTheyWereFed) {
+  const TemporaryFolder folder;
+  OpenOptions options;
+  options.session.cache_type = CacheType::kF32;
+  const auto session = tiny_session(folder, {}, options);
+  const std::vector<TokenId> ids = {5, 6, 7, 8, 9};
+  KvCache cache = session->make_cache();
+  ASSERT_TRUE(session->feed(cache, ids).ok());
+  const CacheShape& shape = cache.shape();
+  const int width = row_width(shape);
+  std::vector<float> rows(static_cast<size_t>(5) * width);
+  load_rows(cache, 0, 5, rows.data());
+  for (int slot = 0; slot < 5; ++slot)
+    for (int layer = 0; layer < shape.layers; ++layer)
+      for (int head = 0; head < shape.kv_heads; ++head)
+        for (const Part part : {Part::kKey, Part::kValue}) {
+          std::vector<float> one(static_cast<size_t>(shape.head_dim));
+          cache.load(part, layer, head, slot, one.data());
+          EXPECT_EQ(std::memcmp(one.data(), &rows[slot * width + row_offset(shape, part, layer, head)],
+                                one.size() * sizeof(float)),
+                    0);
+        }
+  // A cache of these rows goes on as the cache that they came from.
+  auto copy = cache_of_rows(session->pool(), shape, ids, rows.data(), "copy");
+  ASSERT_TRUE(copy.ok());
+  const std::vector<TokenId> next = {10};
+  EXPECT_EQ(session->feed(copy.value(), next).value(), session->feed(cache, next).value());
+  EXPECT_EQ(copy.value().rows().sources.back(), "copy");
+  EXPECT_EQ(copy.value().rows().origins[3].row, 3);
+}
+
+TEST(Alignment, RowsEndWhereTheOtherHasSeenAsMuch) {
+  // Two tokenizers over one text: bytes, and bytes with merges.
+  const TemporaryFolder folder;
+  const auto session = tiny_session(folder);
+  const Tokenizer& merges = session->tokenizer();
+  const std::string text = "the theme, then; \xC3\xA4 hen in the thesis";
+  const std::vector<TokenId> whole = merges.encode(text);
+  std::vector<TokenId> bytes;
+  for (const char c : text) {
+    const std::vector<TokenId> one = merges.encode(std::string(1, c));
+    ASSERT_EQ(one.size(), 1U);
+    bytes.push_back(one[0]);
+  }
+  ASSERT_LT(whole.size(), bytes.size());
+  const auto check = [&](const std::vector<TokenId>& source, const std::vector<TokenId>& target) {
+    const auto aligned = align(merges, source, merges, target);
+    ASSERT_TRUE(aligned.ok()) << aligned.status().message();
+    const auto length = [&](const std::vector<TokenId>& ids, size_t count) {
+      size_t n = 0;
+      for (size_t i = 0; i < count; ++i) n += merges.token_bytes(ids[i]).size();
+      return n;
+    };
+    const std::vector<int>& rows = aligned.value().source_row;
+    ASSERT_EQ(rows.size(), target.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const size_t end = length(target, i + 1);
+      EXPECT_GE(length(source, static_cast<size_t>(rows[i]) + 1), end);  // it has seen all of it,
+      EXPECT_LT(length(source, static_cast<size_t>(rows[i])), end);      // and the row before has not
+    }
+    EXPECT_EQ(rows.back(), static_cast<int>(source.size()) - 1);
+  };
+  check(whole, bytes);
+  check(bytes, whole);
+  check(whole, whole);
+}
+
+TEST(Alignment, RefusesTokensOfDifferentTexts) {
+  const TemporaryFolder folder;
+  const auto session = tiny_session(folder);
+  const Tokenizer& t = session->tokenizer();
+  const auto refused = align(t, t.encode("some text"), t, t.encode("some test"));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.status().message(), HasSubstr("they differ at byte 7 of 9 and 9"));
+  EXPECT_THAT(align(t, t, "").status().message(), HasSubstr("without tokens"));
+}
+
+TEST(RidgeProjector, IsItsFormula) {
+  const ProjectorData data = random_ridge(5);
+  const auto& t = data.tensors;
+  const auto projector = make_projector(data);
+  ASSERT_TRUE(projector.ok()) << projector.status().message();
+  constexpr int kRows = 3;
+  const std::vector<float> x = gaussian_tensor({kRows, 48}, 9).data;
+  std::vector<float> y(size_t{kRows} * 32);
+  ThreadPool threads(2);
+  projector.value()->apply(x.data(), kRows, true, y.data(), threads);
+  EXPECT_TRUE(std::equal(y.begin(), y.begin() + 32, t.at("ridge.first").data.begin()));
+  for (int r = 1; r < kRows; ++r)
+    for (int o = 0; o < 32; ++o) {
+      double sum = 0;
+      for (int k = 0; k < 5; ++k) {
+        double z = 0;
+        for (int i = 0; i < 48; ++i)
+          z += static_cast<double>(t.at("ridge.down").data[k * 48 + i]) * t.at("ridge.scale_in").data[i] *
+               (x[r * 48 + i] - t.at("ridge.mean_in").data[i]);
+        sum += t.at("ridge.up").data[o * 5 + k] * z;
+      }
+      sum = t.at("ridge.mean_out").data[o] + t.at("ridge.scale_out").data[o] * sum;
+      EXPECT_NEAR(y[r * 32 + o], sum, 1e-4 * (1 + std::abs(sum)));  // observed 4e-6
+    }
+  // A document's later rows are projected alike when they come alone.
+  std::vector<float> last(32);
+  projector.value()->apply(&x[2 * 48], 1, false, last.data(), threads);
+  EXPECT_TRUE(std::equal(last.begin(), last.end(), y.begin() + 64));
+}
+
+TEST(RidgeProjector, RefusesTensorsThatDoNotFit) {
+  ProjectorData data = random_ridge(5);
+  data.tensors["ridge.up"].shape = {16, 10};
+  EXPECT_THAT(refusal(data), HasSubstr("'ridge.up': found the shape [16,10], expected [32,5]"));
+  data = random_ridge(5);
+  data.tensors.erase("ridge.down");
+  EXPECT_THAT(refusal(data), HasSubstr("'ridge.down' is missing"));
+  data = random_ridge(5);
+  data.tensors["mlp.up"] = gaussian_tensor({1}, 1);
+  EXPECT_THAT(refusal(data), HasSubstr("'mlp.up' is none of those of the kind ridge"));
+  data = random_ridge(5);
+  data.tensors["ridge.up"].data[3] = NAN;
+  EXPECT_THAT(refusal(data), HasSubstr("'ridge.up': element 3 is nan"));
+  data = random_ridge(5);
+  data.kind = "magic";
+  EXPECT_THAT(refusal(data), HasSubstr("unknown kind 'magic', expected one of ridge"));
+}
+
+TEST(ProjectorFile, HoldsWhatWasSaved) {
+  const TemporaryFolder folder;
+  const ProjectorData data = random_ridge(5);
+  ASSERT_TRUE(save_projector(data, folder.file("p")).ok());
+  const auto loaded = load_projector(folder.file("p"));
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_EQ(loaded.value().kind, "ridge");
+  EXPECT_EQ(loaded.value().source.fingerprint, "aa");
+  EXPECT_EQ(loaded.value().target.shape, data.target.shape);
+  EXPECT_EQ(loaded.value().notes, data.notes);
+  ASSERT_EQ(loaded.value().tensors.size(), data.tensors.size());
+  for (const auto& [name, tensor] : data.tensors) {
+    EXPECT_EQ(loaded.value().tensors.at(name).shape, tensor.shape);
+    EXPECT_EQ(loaded.value().tensors.at(name).data, tensor.data);
+  }
+}
+
+TEST(ProjectorFile, HalvesAreRoundedAndSmall) {
+  const TemporaryFolder folder;
+  ProjectorData data = random_ridge(400);
+  data.tensors["ridge.down"].half = data.tensors["ridge.up"].half = true;
+  ASSERT_TRUE(save_projector(data, folder.file("p")).ok());
+  EXPECT_LT(std::filesystem::file_size(folder.file("p")), 400 * 80 * 2 + 8192U);
+  const auto loaded = load_projector(folder.file("p"));
+  ASSERT_TRUE(loaded.ok());
+  const ProjectorTensor& up = loaded.value().tensors.at("ridge.up");
+  EXPECT_TRUE(up.half);
+  for (size_t i = 0; i < up.data.size(); ++i)
+    EXPECT_NEAR(up.data[i], data.tensors["ridge.up"].data[i], std::abs(up.data[i]) * 0x1.0p-10);
+}
+
+TEST(ProjectorFile, RefusesDamageAtEveryPlace) {
+  const TemporaryFolder folder;
+  ASSERT_TRUE(save_projector(random_ridge(2), folder.file("p")).ok());
+  const std::string good = TemporaryFolder::read(folder.file("p"));
+  for (size_t at = 0; at < good.size(); at += 37) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 1);
+    const auto loaded = load_projector(folder.write("bad", bad));
+    EXPECT_FALSE(loaded.ok()) << at;
+    if (!loaded.ok()) {
+      EXPECT_THAT(loaded.status().message(), HasSubstr(folder.file("bad")));
+    }
+  }
+  for (size_t size = 1; size < good.size(); size += 311)
+    EXPECT_FALSE(load_projector(folder.write("bad", good.substr(0, size))).ok()) << size;
+}
+
+}  // namespace
+}  // namespace kvfold::testing
