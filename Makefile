@@ -16,7 +16,7 @@ RUNS := run-2a run-2b run-2c run-2d
 FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
-.PHONY: all help install install-tidy install-page page-script weights weights-all release report rate test test-release \
+.PHONY: all help install install-tidy install-page page-script weights weights-all corpus fit-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
@@ -79,6 +79,31 @@ $(FAMILIES): %-family:
 
 run-all: ## every phase with its families, then every sweep: most of an hour, gone on with after an interruption
 	@set -e; for target in $(FAMILIES) $(SWEEPS); do $(MAKE) --no-print-directory $$target; done
+
+# Phase 2e: caches from one model to another, both ways, by the projectors kept in weights/projectors; PROJECTORS=folder
+# takes others. Texts of the corpus' test split and sentences about invented people: an hour.
+SOURCE ?= smollm2-135m-instruct
+TARGET ?= qwen2.5-coder-0.5b-instruct
+PROJECTORS ?= weights/projectors
+CROSSINGS = $(SOURCE)-to-$(TARGET) $(TARGET)-to-$(SOURCE)
+
+corpus: install ## make the texts of phase 2e from Debian's packages, once
+	@$(PYTHON) experiments/projector/make_corpus.py
+
+run-2e: build/release/build.ninja weights-all corpus ## phase 2e: the cache of SOURCE in TARGET and back
+	@cmake --build build/release -j $(JOBS) --target run_2e >&2
+	@set -e; for pair in $(CROSSINGS); do build/release/experiments/run_2e --source $${pair%-to-*} --target $${pair#*-to-} \
+	  --projector $(PROJECTORS)/$$pair.safetensors --shuffled weights/projectors/shuffled/$$pair.safetensors $(ARGS); done
+
+fit-projector: build/release/build.ninja weights-all corpus ## fit ridge projectors, as those in weights/projectors were
+	@cmake --build build/release -j $(JOBS) --target fit_projector >&2
+	@build/release/experiments/fit_projector --source $(SOURCE) --target $(TARGET) --sums weights/cache/projector/sums \
+	  --out $(PROJECTORS) $(ARGS)
+
+projector-self: build/release/build.ninja weights-all corpus ## control: SOURCE projected to itself closes 99% of the gap, or this fails
+	@cmake --build build/release -j $(JOBS) --target fit_projector >&2
+	@build/release/experiments/fit_projector --source $(SOURCE) --target $(SOURCE) --train 512 --lambda 1e-6,1e-5,1e-4 --whole \
+	  --out weights/cache/projector/self --at-least 0.99 $(ARGS)
 
 # The sets are committed; this makes them anew from experiments/prompts/tables.py.
 prompts: weights-all ## make the prompt sets anew

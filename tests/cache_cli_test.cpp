@@ -12,7 +12,7 @@ TEST_F(CacheCommands, HelpSaysWhatEachOptionDoes) {
   for (const char* command :
        {"extract",       "insert", "overwrite", "erase",      "keep",   "truncate",   "shift",
         "set-positions", "concat", "mix",       "add",        "scale",  "match-norm", "noise",
-        "recompute",     "info",   "compare",   "statistics", "export", "import"}) {
+        "recompute",     "info",   "compare",   "statistics", "export", "import",     "project"}) {
     const Ran ran = kvfold(std::string("cache ") + command + " --help");
     EXPECT_EQ(ran.status, 0) << command;
     EXPECT_NE(ran.out.find("--json"), std::string::npos) << command;

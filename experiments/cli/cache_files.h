@@ -68,5 +68,6 @@ std::vector<CacheCommand> row_commands();       // move rows: extract, insert, e
 std::vector<CacheCommand> vector_commands();    // compute vectors: mix, add, noise, ...
 std::vector<CacheCommand> look_commands();      // info, compare, statistics
 std::vector<CacheCommand> exchange_commands();  // export, import
+std::vector<CacheCommand> project_commands();   // project
 
 }  // namespace kvfold::cli

@@ -49,7 +49,8 @@ int run(int argc, char** argv) {
   cache->require_subcommand(1);
   add(*cache, "save", "feed a text and save its KV cache", add_cache_save);
   add(*cache, "run", "continue a text with the rows of a saved cache put in", add_cache_run);
-  for (const auto& group : {row_commands(), vector_commands(), look_commands(), exchange_commands()})
+  for (const auto& group :
+       {row_commands(), vector_commands(), look_commands(), exchange_commands(), project_commands()})
     for (const CacheCommand& command : group) add(*cache, command.name, command.what, command.declare);
   // CLI11 would only say that a subcommand is required.
   const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };

@@ -105,6 +105,10 @@ std::string prompt_set_path(const std::string& name) {
   return KVFOLD_SOURCE_DIR "/experiments/prompts/" + name + ".jsonl";
 }
 
+std::string corpus_path(const std::string& file) {
+  return KVFOLD_SOURCE_DIR "/weights/cache/projector/" + file;
+}
+
 std::vector<const Trial*> choose_trials(const PromptSet& set, bool plan, bool families, int limit) {
   std::vector<const Trial*> out;
   // A limit takes as many of either half.

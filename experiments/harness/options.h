@@ -44,6 +44,8 @@ Result<std::vector<Framing>> parse_framings(const std::string& list);
 
 // A prompt set that comes with the project: experiments/prompts/<name>.jsonl.
 std::string prompt_set_path(const std::string& name);
+// A file of the corpus that experiments/projector/make_corpus.py makes.
+std::string corpus_path(const std::string& file);
 
 // The trials that the options ask for, in the set's order: the plan's cases, those of the families, or both.
 std::vector<const Trial*> choose_trials(const PromptSet& set, bool plan, bool families, int limit);

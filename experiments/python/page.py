@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import crossing
 import figures
 import rating
 import statements
@@ -544,7 +545,7 @@ def _paragraphs(text: str) -> list[str]:
 def build(summary: dict, lines: pd.DataFrame, plotly_script: str) -> tuple[str, list[str]]:
     """The page, and the names of its panels."""
     page = Page(summary, lines)
-    for add in (add_answers, add_cases, add_verdicts, add_forests, add_modes, add_sweeps, add_norms, add_signatures, add_insignificant, add_limits):
+    for add in (add_answers, add_cases, add_verdicts, add_forests, add_modes, add_sweeps, add_norms, add_signatures, crossing.add_crossings, add_insignificant, add_limits):
         add(page)
     rating_data = add_rating(page)
     add_method(page)

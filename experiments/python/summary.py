@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import crossing
 import effects
 import modes
 import rating
@@ -115,7 +116,7 @@ MANIFEST_KEYS = (
 def summarise(folders: list[Path], extra_ratings: list[Path] = (), resamples: int = effects.RESAMPLES):
     """The summary of all runs, and the lines of their phases (with a column `model`)."""
     summary: dict = {"format": FORMAT, "level": effects.LEVEL, "resamples": resamples, "runs": []}
-    lists = {key: [] for key in ("thresholds", "cells", "cases", "modes", "answers", "sweeps", "signatures")}
+    lists = {key: [] for key in ("thresholds", "cells", "cases", "modes", "answers", "sweeps", "signatures", "crossings")}
     tables = []
     seen: dict[tuple, Path] = {}
     for folder in folders:
@@ -132,6 +133,8 @@ def summarise(folders: list[Path], extra_ratings: list[Path] = (), resamples: in
             tables.append(lines.assign(model=model))
         elif phase in run_data.SWEEPS:
             lists["sweeps"].append({"model": model, **summarise_sweep(run_data.read_run(folder), resamples)})
+        elif phase == "2e":
+            lists["crossings"].append({"model": model, **crossing.summarise(folder, manifest)})
         else:
             run = run_data.read_run(folder)
             if run.signatures:

@@ -299,6 +299,31 @@ def write_run(folder: Path, phase: str, lines: list[dict]) -> Path:
     return folder
 
 
+def crossing_run(folder: Path, texts: int = 12) -> None:
+    """Phase 2e: projected closes 0.6 of a gap of 2 nats, another text's widens it by 0.1 of it."""
+    nll = {"none": 6.0, "text": 4.0, "projected": 4.8, "mismatched": 6.2, "mean": 5.9, "noise": 9.0, "true-k": 4.5, "true-v": 4.6, "written": 5.0}
+    lines = [
+        {"measure": "text", "group": "t", "lines": texts * len(nll), "trial": f"t/{i}", "kind": "k", "condition": c, "nll": v}
+        for c, v in nll.items() for i in range(texts)
+    ]  # fmt: skip
+    lines += [
+        {"measure": "case", "group": "c", "lines": 2, "phase": "2a", "trial": "2a-plan-identity", "framing": "qa", "condition": c, "source": "s",
+         "target": "t", "output": said, "stall": not said, "markers": ["Lyra"] if said else [], "markers_wanted": ["Lyra"], "ld": 1.5,
+         "reference_logprob": -9.0, "reference_uplift": 3.0}
+        for c, said in (("baseline", ""), ("projected", "My name is Lyra."))
+    ]  # fmt: skip
+    at = lambda v: {"value": v, "low": v - 0.1, "high": v + 0.1, "n": texts}  # noqa: E731
+    results = {"texts": {c: {"nll": v, "g": at((6 - v) / 2)} for c, v in nll.items()}}
+    results["texts"]["projected"]["g_pair"] = at(0.7)
+    keys = ("name_likelier", "city_likelier", "name_margin", "city_margin", "said_name", "said_city")
+    results["facts"] = {"known": {c: {k: at(0.8) for k in keys} for c in ("none", "text", "projected", "mismatched")}}
+    write_run(folder, "2e", lines)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest |= {"target_model": "other", "split": "test", "results": results,
+                 "projector": {"kind": "ridge", "rank": "8", "flow": "[[1,2,3],[3,2,1]]", "explained": "[0.5,0.6,0.4,0.3]"}}  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def write_all(folder: Path, each: int = 30, truth: Truth = Truth()) -> None:
     """One run of each kind."""
     for seed, phase in enumerate(run_data.PHASES):
@@ -306,6 +331,7 @@ def write_all(folder: Path, each: int = 30, truth: Truth = Truth()) -> None:
     for seed, sweep in enumerate(run_data.SWEEPS, start=10):
         write_run(folder / sweep, sweep, sweep_lines(sweep, each, truth, seed))
     write_run(folder / "signatures", "signatures", signature_lines(3 * each, 0.0, 20))
+    crossing_run(folder / "crossing")
 
 
 if __name__ == "__main__":

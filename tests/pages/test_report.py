@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-report/bin/python"
 ANALYSIS = ROOT / "experiments/python"
 PANELS = ["answers", "cases", "verdicts", "effects", "modes", "sweep-position", "sweep-partial", "sweep-layers", "sweep-components",
-          "norms", "signatures", "insignificant", "limits", "rating", "method"]
+          "norms", "signatures", "crossing", "insignificant", "limits", "rating", "method"]
 MAKE = "import sys, synthetic; from pathlib import Path; synthetic.write_all(Path(sys.argv[1]), each=6)"
 
 # Each is one expression that is to be true.

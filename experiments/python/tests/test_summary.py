@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import page
+import run_data
 import statements
 import summary
 import synthetic
@@ -62,3 +64,18 @@ def test_what_is_not_significant_is_said(found):
     assert sum(r["what"].startswith("uplift") for r in rows) == len(tests) > 0
     said = " ".join(statements.limits(found[0]))
     assert "2b, 2c and components" in said and "unrated" in said and "n = 1" in said
+
+
+def test_a_crossing_is_shown_with_its_controls(tmp_path):
+    synthetic.crossing_run(tmp_path / "crossing")
+    numbers, lines = summary.summarise([tmp_path / "crossing"], resamples=FAST)
+    json.dumps(numbers, allow_nan=False)
+    part = numbers["crossings"][0]
+    assert part["texts"]["projected"]["g"]["value"] == pytest.approx(0.6)
+    html, panels = page.build(numbers, lines, "")
+    assert "crossing" in panels and "<mark>Lyra</mark>" in html and "mismatched" in html
+    manifest = json.loads((tmp_path / "crossing" / "manifest.json").read_text())
+    del manifest["results"]
+    (tmp_path / "crossing" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(run_data.BadRun, match="not complete"):
+        summary.summarise([tmp_path / "crossing"], resamples=FAST)

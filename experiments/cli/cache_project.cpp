@@ -1,0 +1,168 @@
+// cache project: rows of one model's cache become rows of another's.
+#include <fmt/core.h>
+
+#include <numeric>
+
+#include "engine/kv/alignment.h"
+#include "engine/kv/projector.h"
+#include "experiments/cli/cache_files.h"
+#include "loaders/model_loader.h"
+
+namespace kvfold::cli {
+namespace {
+
+struct Options {
+  std::string in, projector, source, target, select, fill, out;
+  std::string cache_type;
+  uint64_t seed = 0;
+  bool json = false;
+};
+
+std::string shape_text(const CacheShape& shape) {
+  return fmt::format("{} layers x {} KV heads x {}", shape.layers, shape.kv_heads, shape.head_dim);
+}
+
+// Errors: `model` is not the one that a projector is of; both fingerprints and shapes are named.
+Status check_model(const std::string& what, const std::string& fingerprint, const CacheShape& shape,
+                   const std::string& projector, const char* role, const ProjectorModel& wanted) {
+  if (fingerprint == wanted.fingerprint && shape == wanted.shape) return {};
+  return Status::error(fmt::format("{}: of the model {} ({}), but the {} of the projector {} is {} ({}, {})",
+                                   what, fingerprint, shape_text(shape), role, projector, wanted.fingerprint,
+                                   wanted.name, shape_text(wanted.shape)));
+}
+
+struct Opened {
+  CacheModelInfo model;
+  CacheShape shape;
+  std::shared_ptr<const Tokenizer> tokenizer;
+};
+
+// A model's header and tokenizer, without its weights.
+Result<Opened> open_model(const std::string& model) {
+  KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(model));
+  KVFOLD_ASSIGN_OR_RETURN(const ModelSource source, load_model_source(path));
+  Opened out;
+  out.model = cache_model_info(source);
+  out.shape = {source.config.layers, source.config.kv_heads, source.config.head_dim};
+  KVFOLD_ASSIGN_OR_RETURN(out.tokenizer, Tokenizer::create(source.vocabulary, source.storage));
+  return out;
+}
+
+// The model that was named, or the fetched one of that fingerprint.
+Result<Opened> open_model(const std::string& named, const char* option, const ProjectorModel& wanted) {
+  std::string model = named;
+  if (model.empty()) {
+    KVFOLD_ASSIGN_OR_RETURN(model, find_fetched_model(wanted.fingerprint));
+  }
+  if (model.empty())
+    return Status::error(fmt::format("{}: no fetched model has the fingerprint {} ({}); name its file",
+                                     option, wanted.fingerprint, wanted.name));
+  return open_model(model);
+}
+
+// The projected rows, with the parts, layers and heads that are selected; --fill for the half that is not.
+Result<KvCache> select_part(const KvCache& cache, const Options& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const Selection selection,
+                          Selection::parse(options.select, cache.shape(), cache.size()));
+  KVFOLD_ASSIGN_OR_RETURN(KvSlice slice, extract(cache, selection));
+  if (selection.keys && selection.values) return to_cache(slice);
+  if (options.fill.empty())
+    return Status::error("--select with one of K and V needs --fill zero, noise or mean for the other");
+  Selection both = selection;
+  both.keys = both.values = true;
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice natural, extract(cache, both));
+  KVFOLD_ASSIGN_OR_RETURN(const NoiseKind kind,
+                          parse_noise_kind(options.fill == "noise" ? "matched" : options.fill));
+  KVFOLD_ASSIGN_OR_RETURN(slice, fill_missing(slice, natural, kind, options.seed));
+  return to_cache(slice);
+}
+
+// All rows of a cache, which every lane must hold: a projector reads them all at once.
+Result<std::vector<float>> whole_rows(const KvCache& cache, const std::string& path) {
+  for (int lane = 0; lane < cache.shape().lanes(); ++lane)
+    if (const int held = cache.lanes().table(Part::kKey, lane).rows(); held != cache.size())
+      return Status::error(
+          fmt::format("{}: layer {} head {} holds {} of {} rows; a projector reads all lanes", path,
+                      lane / cache.shape().kv_heads, lane % cache.shape().kv_heads, held, cache.size()));
+  std::vector<float> rows(static_cast<size_t>(cache.size()) * row_width(cache.shape()));
+  load_rows(cache, 0, cache.size(), rows.data());
+  return rows;
+}
+
+Result<KvCache> project(const Options& options, const OpenCaches& in, const Projector& projector,
+                        const Opened& source, const Opened& target) {
+  const KvCache& cache = in.caches[0];
+  std::span<const TokenId> spoken = cache.rows().tokens;
+  const VocabularySource& vocabulary = source.tokenizer->source();
+  if (vocabulary.add_bos && !spoken.empty() && spoken[0] == vocabulary.bos) spoken = spoken.subspan(1);
+  const std::string text = source.tokenizer->decode(spoken);
+  const std::vector<TokenId> ids = target.tokenizer->encode(text);
+  Result<AlignedTokens> aligned = align(*source.tokenizer, cache.rows().tokens, *target.tokenizer, ids);
+  if (!aligned.ok()) return aligned.status().with_prefix(options.in + ": ");
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<float> rows, whole_rows(cache, options.in));
+  const auto width = static_cast<size_t>(projector.source_width());
+  std::vector<float> picked;
+  picked.reserve(ids.size() * width);
+  for (const int row : aligned.value().source_row)
+    picked.insert(picked.end(), rows.begin() + static_cast<std::ptrdiff_t>(row * width),
+                  rows.begin() + static_cast<std::ptrdiff_t>((row + 1) * width));
+  std::vector<float> made(ids.size() * static_cast<size_t>(projector.target_width()));
+  ThreadPool threads(ThreadPool::available());
+  projector.apply(picked.data(), static_cast<int>(ids.size()), true, made.data(), threads);
+  constexpr size_t kBudget = size_t{16} << 30;  // address space until it is used
+  CacheType type = cache.type();
+  if (!options.cache_type.empty()) {
+    KVFOLD_ASSIGN_OR_RETURN(type, parse_cache_type(options.cache_type));
+  }
+  KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<PagePool> pool,
+                          PagePool::create(type, target.shape.head_dim, kBudget));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache out, cache_of_rows(pool, target.shape, ids, made.data(), options.in));
+  return select_part(out, options);
+}
+
+Status run(const Options& options) {
+  KVFOLD_ASSIGN_OR_RETURN(const OpenCaches in, open_caches({options.in}));
+  KVFOLD_ASSIGN_OR_RETURN(ProjectorData data, load_projector(options.projector));
+  Result<std::unique_ptr<Projector>> projector = make_projector(std::move(data));
+  if (!projector.ok()) return projector.status().with_prefix(options.projector + ": ");
+  const ProjectorData& of = projector.value()->data();
+  KVFOLD_RETURN_IF_ERROR(check_model(options.in, in.model.fingerprint, in.caches[0].shape(),
+                                     options.projector, "source", of.source));
+  KVFOLD_ASSIGN_OR_RETURN(const Opened source, open_model(options.source, "--source", of.source));
+  KVFOLD_RETURN_IF_ERROR(check_model("--source", source.model.fingerprint, source.shape, options.projector,
+                                     "source", of.source));
+  KVFOLD_ASSIGN_OR_RETURN(const Opened target, open_model(options.target, "--target", of.target));
+  KVFOLD_RETURN_IF_ERROR(check_model("--target", target.model.fingerprint, target.shape, options.projector,
+                                     "target", of.target));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache cache, project(options, in, *projector.value(), source, target));
+  return write_cache(cache, target.model, options.out, options.json);
+}
+
+Action declare(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("IN", options->in, "a cache file of the projector's source")->required();
+  app.add_option("PROJECTOR", options->projector,
+                 "a projector file (make fit-projector, or weights/projectors)")
+      ->required();
+  app.add_option("--source", options->source,
+                 "the source model, whose tokenizer says what the rows say (default: the fetched one)");
+  app.add_option("--target", options->target, "the target model (default: the fetched one)");
+  app.add_option("--select", options->select,
+                 "which part of the projected rows: \"layers=0-9,20 heads=* parts=k rows=3-12\"");
+  app.add_option("--fill", options->fill, "the other half where parts=k or parts=v")
+      ->check(CLI::IsMember({"zero", "noise", "mean"}));
+  app.add_option("--seed", options->seed, "seed of --fill noise");
+  app.add_option("--cache-type", options->cache_type, "type of KV pages: f16, f32 or q8 (default: IN's)")
+      ->check(CLI::IsMember({"f16", "f32", "q8"}));
+  app.add_option("--out", options->out, "the cache file to write")->required();
+  app.add_flag("--json", options->json, "print out, rows, next_position and rows_copied as JSON");
+  return [options] { return run(*options); };
+}
+
+}  // namespace
+
+std::vector<CacheCommand> project_commands() {
+  return {{"project", "a cache for another model, made by a projector", declare}};
+}
+
+}  // namespace kvfold::cli

@@ -1,0 +1,333 @@
+// The program of phase 2e: options, records, table.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "engine/kv/cache_metadata.h"
+#include "engine/random.h"
+#include "experiments/harness/crossing.h"
+#include "experiments/harness/options.h"
+#include "experiments/harness/progress.h"
+#include "experiments/harness/run_folder.h"
+#include "experiments/harness/table.h"
+
+namespace kvfold {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json interval_json(double value, const Interval& interval, size_t n) {
+  return {{"value", value}, {"low", interval.low}, {"high", interval.high}, {"n", n}};
+}
+
+// The bounds of the middle 95% of means of 2,000 draws of the values.
+Interval mean_interval(std::span<const double> values, uint64_t seed) {
+  constexpr int kDraws = 2000;
+  Random random(seed);
+  std::vector<double> means;
+  for (int draw = 0; draw < kDraws; ++draw) {
+    double sum = 0;
+    for (size_t i = 0; i < values.size(); ++i) sum += values[random.below(values.size())];
+    means.push_back(sum / static_cast<double>(values.size()));
+  }
+  std::sort(means.begin(), means.end());
+  return {means[kDraws / 40], means[kDraws - 1 - kDraws / 40]};
+}
+
+double mean(std::span<const double> values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+}  // namespace
+
+Json summarise_texts(std::span<const Json> lines, uint64_t seed) {
+  std::map<std::string, std::vector<double>> nll;
+  for (const Json& line : lines) nll[line.at("condition")].push_back(line.at("nll").get<double>());
+  const std::vector<double>& none = nll.at("none");
+  const std::vector<double>& text = nll.at("text");
+  Json out = Json::object();
+  for (const char* condition : kCrossingConditions) {
+    const auto at = nll.find(condition);
+    if (at == nll.end()) continue;
+    const std::vector<double>& own = at->second;
+    Json& entry = out[condition];
+    entry["nll"] = mean(own);
+    entry["g"] =
+        interval_json(gap_closed(none, text, own), gap_interval(none, text, none, own, seed), own.size());
+    if (at->first != "projected") continue;
+    const std::vector<double>& other = nll.at("mismatched");
+    // (mismatched - projected) / (none - text)
+    const double pair = gap_closed(none, text, own) - gap_closed(none, text, other);
+    entry["g_pair"] = interval_json(pair, gap_interval(none, text, other, own, seed), own.size());
+  }
+  return out;
+}
+
+Json summarise_facts(std::span<const Json> lines, uint64_t seed) {
+  std::map<std::pair<std::string, std::string>, std::vector<const Json*>> groups;
+  for (const Json& line : lines) groups[{line.at("kind"), line.at("condition")}].push_back(&line);
+  Json out = Json::object();
+  for (const auto& entry_of : groups) {
+    const auto& key = entry_of.first;
+    const std::vector<const Json*>& group = entry_of.second;
+    Json& entry = out[key.first][key.second];
+    const auto add = [&](const char* name, const auto& value_of) {
+      std::vector<double> values;
+      for (const Json* line : group) values.push_back(value_of(*line));
+      entry[name] = interval_json(mean(values), mean_interval(values, seed), values.size());
+    };
+    for (const char* what : {"name", "city"}) {
+      const std::string twin = std::string("twin_") + what;
+      const std::string margin = std::string(what) + "_margin";
+      const std::string wins = std::string(what) + "_likelier";
+      const std::string said = std::string("said_") + what;
+      add(margin.c_str(), [&](const Json& x) { return x.at(what).get<double>() - x.at(twin).get<double>(); });
+      add(wins.c_str(),
+          [&](const Json& x) { return x.at(what).get<double>() > x.at(twin).get<double>() ? 1.0 : 0.0; });
+      add(said.c_str(), [&](const Json& x) { return x.at(said).get<bool>() ? 1.0 : 0.0; });
+    }
+  }
+  return out;
+}
+
+namespace {
+
+struct Options {
+  DriverOptions driver;  // its model is the source
+  std::string target = "qwen2.5-coder-0.5b-instruct";
+  std::string projector, reference, shuffled;
+  std::string documents = corpus_path("documents.jsonl");
+  std::string facts = corpus_path("facts.jsonl");
+  std::string split = "test";
+};
+
+class Run {
+ public:
+  explicit Run(Options options) : options_(std::move(options)) {}
+
+  Status run() {
+    KVFOLD_RETURN_IF_ERROR(open());
+    Json manifest = describe();
+    KVFOLD_ASSIGN_OR_RETURN(
+        RunFolder folder,
+        RunFolder::open(options_.driver.runs, "2e", run_identity(manifest, what()), options_.driver.fresh));
+    manifest.update(what());
+    manifest["started"] = utc_now();
+    manifest["complete"] = false;
+    KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
+    KVFOLD_ASSIGN_OR_RETURN(const std::set<std::string> done,
+                            folder.open_records("trials.jsonl", [](const nlohmann::json& x) {
+                              return RunFolder::Group{x.value("group", ""), x.value("lines", 1)};
+                            }));
+    KVFOLD_RETURN_IF_ERROR(measure(folder, done));
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<nlohmann::json> lines,
+                            read_lines(folder.path() + "/trials.jsonl"));
+    manifest["results"] = summarise(lines);
+    manifest["finished"] = utc_now();
+    manifest["complete"] = true;
+    KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
+    print(manifest["results"], folder.path());
+    return {};
+  }
+
+ private:
+  Result<std::unique_ptr<Session>> open_model(const std::string& name) const {
+    DriverOptions options = options_.driver;
+    options.model = name;
+    return open_session(options);
+  }
+
+  // A projector of these two models. Errors: it is of others; both shapes are named.
+  Result<std::unique_ptr<Projector>> open_projector(const std::string& path) {
+    KVFOLD_ASSIGN_OR_RETURN(ProjectorData data, load_projector(path));
+    for (const auto& [role, model, session] : {std::tuple{"source", &data.source, source_.get()},
+                                               std::tuple{"target", &data.target, target_.get()}}) {
+      const std::string& found = session->model().source().fingerprint;
+      const CacheShape shape = session->model().cache_shape();
+      if (found == model->fingerprint && shape == model->shape) continue;
+      return Status::error(
+          fmt::format("{}: its {} is {} ({} x {} x {}), but the {} here is {} ({} x {} x {})", path, role,
+                      model->fingerprint, model->shape.layers, model->shape.kv_heads, model->shape.head_dim,
+                      role, found, shape.layers, shape.kv_heads, shape.head_dim));
+    }
+    Result<std::unique_ptr<Projector>> made = make_projector(std::move(data));
+    if (!made.ok()) return made.status().with_prefix(path + ": ");
+    return made;
+  }
+
+  Status open() {
+    KVFOLD_ASSIGN_OR_RETURN(source_, open_model(options_.driver.model));
+    KVFOLD_ASSIGN_OR_RETURN(target_, open_model(options_.target));
+    KVFOLD_ASSIGN_OR_RETURN(projector_, open_projector(options_.projector));
+    if (!options_.reference.empty()) {
+      KVFOLD_ASSIGN_OR_RETURN(reference_, open_projector(options_.reference));
+    }
+    if (!options_.shuffled.empty()) {
+      KVFOLD_ASSIGN_OR_RETURN(shuffled_, open_projector(options_.shuffled));
+    }
+    threads_ = std::make_unique<ThreadPool>(options_.driver.threads > 0 ? options_.driver.threads
+                                                                        : ThreadPool::available());
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<CorpusText> lines,
+                            read_corpus(options_.documents, options_.split, options_.driver.limit));
+    int skipped = 0;
+    texts_ = cut_texts(lines, source_->tokenizer(), target_->tokenizer(), &skipped);
+    for (const Projector* p : {projector_.get(), reference_.get(), shuffled_.get()})
+      if (p != nullptr) KVFOLD_RETURN_IF_ERROR(check_unseen(p->data(), texts_));
+    KVFOLD_ASSIGN_OR_RETURN(facts_, read_facts(options_.facts, options_.driver.limit));
+    fmt::print(stderr, "{}: {} texts of {} ({} too short), {} facts\n", options_.documents, texts_.size(),
+               options_.split, skipped, facts_.size());
+    return {};
+  }
+
+  Json describe() const { return describe_run(*source_, options_.driver); }
+
+  Json what() const {
+    const auto describe_projector = [](const Projector* p) -> Json {
+      if (p == nullptr) return nullptr;
+      Json out = {{"kind", p->data().kind}};
+      for (const auto& [key, value] : p->data().notes)
+        if (key != kTrainedOn && key != kChosenOn) out[key] = value;
+      // Of the values themselves: another projector is another run.
+      std::string sums;
+      for (const auto& entry : p->data().tensors)
+        sums += checksum(std::as_bytes(std::span(entry.second.data)));
+      out["checksum"] = checksum(std::as_bytes(std::span(sums)));
+      return out;
+    };
+    return {{"kvfold_trials", 1},
+            {"phase", "2e"},
+            {"question", "Does a cache cross from one model to another?"},
+            {"target_model", options_.target},
+            {"target_fingerprint", target_->model().source().fingerprint},
+            {"documents", options_.documents},
+            {"split", options_.split},
+            {"limit", options_.driver.limit},
+            {"projector_file", options_.projector},
+            {"projector", describe_projector(projector_.get())},
+            {"reference", describe_projector(reference_.get())},
+            {"shuffled", describe_projector(shuffled_.get())}};
+  }
+
+  Crossing crossing() const {
+    return {source_.get(),   target_.get(),  projector_.get(),    reference_.get(),
+            shuffled_.get(), threads_.get(), options_.driver.seed};
+  }
+
+  // Runs a group of lines unless it is there, and appends it.
+  template <class Work>
+  Status group(RunFolder& folder, const std::set<std::string>& done, Progress& progress,
+               const std::string& name, const Work& work) {
+    if (done.contains(name)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(std::vector<Json> lines, work());
+    for (Json& line : lines) {
+      line["group"] = name;
+      line["lines"] = lines.size();
+    }
+    KVFOLD_RETURN_IF_ERROR(folder.append(lines));
+    progress.step(name);
+    return {};
+  }
+
+  Status measure(RunFolder& folder, const std::set<std::string>& done) {
+    constexpr size_t kBatch = 24;  // texts, and facts, at once
+    // At least two texts in the last batch.
+    std::vector<std::pair<size_t, size_t>> batches;
+    for (size_t begin = 0; begin < texts_.size(); begin += kBatch) {
+      const size_t end = std::min(texts_.size(), begin + kBatch);
+      if (end - begin == 1 && !batches.empty()) {
+        batches.back().second = end;
+      } else {
+        batches.emplace_back(begin, end);
+      }
+    }
+    const size_t fact_batches = (facts_.size() + kBatch - 1) / kBatch;
+    Progress progress("2e", batches.size() + fact_batches + 1 - done.size());
+    for (const std::pair<size_t, size_t>& batch : batches) {
+      const auto some = std::span(texts_).subspan(batch.first, batch.second - batch.first);
+      KVFOLD_RETURN_IF_ERROR(group(folder, done, progress,
+                                   fmt::format("texts {}-{}", batch.first, batch.second),
+                                   [&] { return measure_texts(crossing(), some); }));
+    }
+    for (size_t begin = 0; begin < facts_.size(); begin += kBatch)
+      KVFOLD_RETURN_IF_ERROR(group(folder, done, progress, fmt::format("facts {}", begin), [&] {
+        return measure_facts(crossing(),
+                             std::span(facts_).subspan(begin, std::min(kBatch, facts_.size() - begin)),
+                             kFactTokens);
+      }));
+    return group(folder, done, progress, "cases", [&] {
+      return measure_cases(crossing(), {"qa", "chat"}, options_.driver.count);
+    });
+  }
+
+  Json summarise(const std::vector<nlohmann::json>& lines) const {
+    std::map<std::string, std::vector<Json>> by;
+    for (const nlohmann::json& line : lines) by[line.at("measure")].emplace_back(line);
+    return {{"texts", summarise_texts(by["text"], options_.driver.seed)},
+            {"facts", summarise_facts(by["fact"], options_.driver.seed)}};
+  }
+
+  void print(const Json& results, const std::string& folder) const {
+    fmt::print("2e: Does a cache cross from one model to another?\n{} -> {}, {} texts of {}\n\n",
+               options_.driver.model, options_.target, texts_.size(), options_.split);
+    fmt::print("{:12}{:>8}{:>8}  {}\n", "condition", "NLL", "G", "95%");
+    for (const auto& [name, entry] : results["texts"].items())
+      fmt::print("{:12}{:8.3f}{:8.3f}  [{:.3f}, {:.3f}]\n", name, entry["nll"].get<double>(),
+                 entry["g"]["value"].get<double>(), entry["g"]["low"].get<double>(),
+                 entry["g"]["high"].get<double>());
+    const Json& pair = results["texts"]["projected"]["g_pair"];
+    fmt::print("G_pair {:.3f} [{:.3f}, {:.3f}]\n\n", pair["value"].get<double>(), pair["low"].get<double>(),
+               pair["high"].get<double>());
+    fmt::print("{:10}{:12}{:>14}{:>14}{:>11}{:>11}\n", "facts", "condition", "name likelier", "city likelier",
+               "name said", "city said");
+    for (const auto& [kind, conditions] : results["facts"].items())
+      for (const auto& [name, entry] : conditions.items())
+        fmt::print("{:10}{:12}{:14.2f}{:14.2f}{:11.2f}{:11.2f}\n", kind, name,
+                   entry["name_likelier"]["value"].get<double>(),
+                   entry["city_likelier"]["value"].get<double>(), entry["said_name"]["value"].get<double>(),
+                   entry["said_city"]["value"].get<double>());
+    fmt::print("\n{}\n", folder + "/trials.jsonl");
+  }
+
+  static constexpr int kFactTokens = 24;
+
+  Options options_;
+  std::unique_ptr<Session> source_, target_;
+  std::unique_ptr<Projector> projector_, reference_, shuffled_;
+  std::unique_ptr<ThreadPool> threads_;
+  std::vector<ProjectionText> texts_;
+  std::vector<Fact> facts_;
+};
+
+}  // namespace
+
+int run_crossing(int argc, char** argv) {
+  Options options;
+  CLI::App app("2e: Does a cache cross from one model to another?");
+  DriverOptions& driver = options.driver;
+  app.add_option("--source,--model", driver.model, "the model whose cache crosses")->capture_default_str();
+  app.add_option("--target", options.target, "the model that receives it")->capture_default_str();
+  app.add_option("--projector", options.projector, "the projector that is judged")->required();
+  app.add_option("--reference", options.reference, "another to judge beside it");
+  app.add_option("--shuffled", options.shuffled, "one that was fitted to shuffled pairs");
+  app.add_option("--documents", options.documents, "the corpus")->capture_default_str();
+  app.add_option("--facts", options.facts, "sentences about invented people")->capture_default_str();
+  app.add_option("--split", options.split, "of the corpus: test, or dev while something is chosen")
+      ->check(CLI::IsMember({"test", "dev"}))
+      ->capture_default_str();
+  app.add_option("--runs", driver.runs, "the folder in which the run's own is made")->capture_default_str();
+  app.add_option("--threads", driver.threads, "threads (default: one for every CPU allowed)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("-n", driver.count, "most tokens of an answer")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--limit", driver.limit, "most texts, and facts of each kind")
+      ->check(CLI::Range(2, 1 << 20));
+  app.add_option("--seed", driver.seed, "seed of noise and of intervals")->capture_default_str();
+  app.add_flag("--exact", driver.exact, "f32 activations instead of int8 blocks");
+  app.add_flag("--new", driver.fresh, "start a new run even where an unfinished one could be gone on with");
+  return run_program(argc, argv, app, driver, [&] { return Run(std::move(options)).run(); });
+}
+
+}  // namespace kvfold

@@ -1,0 +1,199 @@
+#include "experiments/harness/projection.h"
+
+#include <fmt/core.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
+
+#include "engine/random.h"
+#include "experiments/harness/scoring.h"
+
+namespace kvfold {
+namespace {
+
+constexpr size_t kFewestScored = 8;
+
+Result<std::string> text_of(const nlohmann::json& line, const char* key, const std::string& where) {
+  const auto at = line.find(key);
+  if (at == line.end() || !at->is_string())
+    return Status::error(fmt::format("{}: key '{}' is missing or no string", where, key));
+  return at->get<std::string>();
+}
+
+// Ratio of sums over texts: (none - condition) / (none - text), `none` in the numerator replaced by `from`.
+double ratio(std::span<const double> none, std::span<const double> text, std::span<const double> from,
+             std::span<const double> condition, std::span<const size_t> which) {
+  double closed = 0;
+  double gap = 0;
+  for (const size_t i : which) {
+    closed += from[i] - condition[i];
+    gap += none[i] - text[i];
+  }
+  return closed / gap;
+}
+
+std::vector<size_t> numbers(size_t count) {
+  std::vector<size_t> out(count);
+  std::iota(out.begin(), out.end(), size_t{0});
+  return out;
+}
+
+}  // namespace
+
+Result<std::vector<CorpusText>> read_corpus(const std::string& path, const std::string& split, int limit) {
+  std::ifstream file(path);
+  if (!file) return Status::error(fmt::format("{}: cannot be read (make corpus makes it)", path));
+  std::vector<CorpusText> out;
+  std::set<std::string> ids;
+  int number = 0;
+  for (std::string content; std::getline(file, content);) {
+    const std::string where = fmt::format("{}:{}", path, ++number);
+    const nlohmann::json line = nlohmann::json::parse(content, nullptr, false);
+    if (!line.is_object()) return Status::error(where + ": not a JSON object");
+    CorpusText text;
+    KVFOLD_ASSIGN_OR_RETURN(text.id, text_of(line, "id", where));
+    KVFOLD_ASSIGN_OR_RETURN(text.split, text_of(line, "split", where));
+    KVFOLD_ASSIGN_OR_RETURN(text.kind, text_of(line, "kind", where));
+    KVFOLD_ASSIGN_OR_RETURN(text.text, text_of(line, "text", where));
+    if (!ids.insert(text.id).second)
+      return Status::error(fmt::format("{}: id '{}' is used twice", where, text.id));
+    if (text.split == split && (limit == 0 || static_cast<int>(out.size()) < limit))
+      out.push_back(std::move(text));
+  }
+  if (out.empty()) return Status::error(fmt::format("{}: no texts of the split '{}'", path, split));
+  return out;
+}
+
+Result<ProjectionText> cut_text(const CorpusText& text, const Tokenizer& source, const Tokenizer& target) {
+  const std::vector<TokenId> ids = target.encode(text.text);
+  // Texts of few tokens give two thirds of them.
+  const size_t most = std::min<size_t>(kContextTokens, ids.size() * 2 / 3);
+  size_t bytes = 0;
+  for (size_t i = 0; i < most; ++i) bytes += target.token_bytes(ids[i]).size();
+  const size_t cut = text.text.rfind(' ', std::min(bytes, text.text.size()));
+  if (cut == std::string::npos || cut == 0)
+    return Status::error(fmt::format("text '{}': no space to cut it at", text.id));
+  ProjectionText out{text.id, text.kind, text.text.substr(0, cut), {}, {}, {}, {}};
+  KVFOLD_ASSIGN_OR_RETURN(out.context, align(source, target, out.context_text));
+  KVFOLD_ASSIGN_OR_RETURN(AlignedTokens back, align(target, out.context.target, source, out.context.source));
+  out.back = std::move(back.source_row);
+  const std::string rest = text.text.substr(cut);
+  const EncodeOptions inside{.parse_special = true, .add_bos = false};
+  out.continuation = target.encode(rest, inside);
+  out.source_continuation = source.encode(rest, inside);
+  for (std::vector<TokenId>* tokens : {&out.continuation, &out.source_continuation}) {
+    if (tokens->size() > kContinuationTokens) tokens->resize(kContinuationTokens);
+    if (tokens->size() <= kFewestScored)
+      return Status::error(fmt::format("text '{}': {} tokens behind its context, expected more than {}",
+                                       text.id, tokens->size(), kFewestScored));
+  }
+  return out;
+}
+
+std::vector<ProjectionText> cut_texts(std::span<const CorpusText> texts, const Tokenizer& source,
+                                      const Tokenizer& target, int* skipped) {
+  std::vector<ProjectionText> out;
+  for (const CorpusText& text : texts)
+    if (auto cut = cut_text(text, source, target); cut.ok()) out.push_back(std::move(cut.value()));
+  if (skipped != nullptr) *skipped = static_cast<int>(texts.size() - out.size());
+  return out;
+}
+
+std::string id_hashes(std::span<const ProjectionText> texts) {
+  std::string out;
+  for (const ProjectionText& text : texts)
+    out += fmt::format("{:016x}", XXH3_64bits(text.id.data(), text.id.size()));
+  return out;
+}
+
+Status check_unseen(const ProjectorData& projector, std::span<const ProjectionText> texts) {
+  std::set<std::string> seen;
+  for (const char* key : {kTrainedOn, kChosenOn}) {
+    const auto note = projector.notes.find(key);
+    if (note == projector.notes.end())
+      return Status::error(
+          fmt::format("the projector's notes have no '{}': what it has seen is not known", key));
+    constexpr size_t kDigits = 16;
+    for (size_t i = 0; i < note->second.size(); i += kDigits) seen.insert(note->second.substr(i, kDigits));
+  }
+  for (const ProjectionText& text : texts)
+    if (seen.contains(id_hashes(std::span(&text, 1))))
+      return Status::error(fmt::format("the projector was fitted to or chosen on the text '{}'", text.id));
+  return {};
+}
+
+Result<std::vector<KvCache>> context_caches(Session& session,
+                                            std::span<const std::vector<TokenId>* const> contexts) {
+  std::vector<KvCache> caches(contexts.size(), session.make_cache());
+  std::vector<Feed> feeds;
+  for (size_t i = 0; i < contexts.size(); ++i) feeds.push_back({&caches[i], *contexts[i], Wanted::kNone});
+  KVFOLD_RETURN_IF_ERROR(session.feed(feeds, {}));
+  return caches;
+}
+
+std::vector<float> all_rows(const KvCache& cache) {
+  std::vector<float> out(static_cast<size_t>(cache.size()) * row_width(cache.shape()));
+  load_rows(cache, 0, cache.size(), out.data());
+  return out;
+}
+
+std::vector<float> gather_rows(const KvCache& cache, std::span<const int> which) {
+  const auto width = static_cast<size_t>(row_width(cache.shape()));
+  const std::vector<float> rows = all_rows(cache);
+  std::vector<float> out(which.size() * width);
+  for (size_t i = 0; i < which.size(); ++i)
+    std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(which[i] * width), width,
+                out.begin() + static_cast<std::ptrdiff_t>(i * width));
+  return out;
+}
+
+Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,
+                        const std::shared_ptr<PagePool>& pool, ThreadPool& threads) {
+  const std::vector<float> rows = gather_rows(source, tokens.source_row);
+  std::vector<float> out(tokens.target.size() * projector.target_width());
+  projector.apply(rows.data(), static_cast<int>(tokens.target.size()), true, out.data(), threads);
+  return cache_of_rows(pool, projector.data().target.shape, tokens.target, out.data(), "projected");
+}
+
+Result<std::vector<double>> continuation_nll(Session& session, std::span<const KvCache> caches,
+                                             std::span<const std::vector<TokenId>* const> continuations) {
+  KVFOLD_CHECK(caches.size() == continuations.size());
+  std::vector<ScoreJob> jobs;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    const std::vector<TokenId>& ids = *continuations[i];
+    ScoreJob job;
+    job.cache = &caches[i];
+    job.first = ids.at(0);
+    job.ids = std::span(ids).subspan(1);
+    jobs.push_back(job);
+  }
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<Score> scores, score(session, jobs));
+  std::vector<double> out;
+  for (const Score& s : scores) out.push_back(-s.sum() / static_cast<double>(s.log_probabilities.size()));
+  return out;
+}
+
+double gap_closed(std::span<const double> none, std::span<const double> text,
+                  std::span<const double> condition) {
+  return ratio(none, text, none, condition, numbers(none.size()));
+}
+
+Interval gap_interval(std::span<const double> none, std::span<const double> text,
+                      std::span<const double> from, std::span<const double> condition, uint64_t seed) {
+  constexpr int kDraws = 2000;
+  Random random(seed);
+  std::vector<double> drawn;
+  std::vector<size_t> which(none.size());
+  for (int draw = 0; draw < kDraws; ++draw) {
+    for (size_t& i : which) i = random.below(none.size());
+    drawn.push_back(ratio(none, text, from, condition, which));
+  }
+  std::sort(drawn.begin(), drawn.end());
+  return {drawn[kDraws / 40], drawn[kDraws - 1 - kDraws / 40]};
+}
+
+}  // namespace kvfold

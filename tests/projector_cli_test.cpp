@@ -1,0 +1,158 @@
+// kvfold cache project, and the programs of phase 2e on tiny models.
+#include "engine/kv/flat_rows.h"
+#include "engine/kv/projector.h"
+#include "engine/random.h"
+#include "loaders/model_loader.h"
+#include "tests/cli_fixture.h"
+
+namespace kvfold::testing {
+namespace {
+
+ProjectorTensor tensor(std::vector<int64_t> shape, const std::function<double()>& value) {
+  ProjectorTensor t{std::move(shape), {}};
+  int64_t count = 1;
+  for (const int64_t n : t.shape) count *= n;
+  for (int64_t i = 0; i < count; ++i) t.data.push_back(static_cast<float>(value()));
+  return t;
+}
+
+class ProjectCommand : public Cli {
+ protected:
+  void SetUp() override {
+    Cli::SetUp();
+    TinyModelOptions other;
+    other.architecture = "qwen2";
+    other.layers = 3;
+    other.heads = other.kv_heads = 1;
+    other.head_dim = 32;
+    other.seed = 2;
+    folder_.write("other.gguf", tiny_model(other).build());
+    ASSERT_EQ(kvfold("cache save tiny.gguf --text 'the text of a cache' --out c.safetensors").status, 0);
+    ASSERT_TRUE(save_projector(ridge("tiny.gguf", "other.gguf"), folder_.file("p.safetensors")).ok());
+  }
+
+  ProjectorModel model(const std::string& file) const {
+    const auto source = load_model_source(folder_.file(file));
+    EXPECT_TRUE(source.ok());
+    const ModelConfig& c = source.value().config;
+    return {source.value().fingerprint, c.name, {c.layers, c.kv_heads, c.head_dim}};
+  }
+
+  // A linear map of gaussians.
+  ProjectorData ridge(const std::string& from, const std::string& to) const {
+    ProjectorData out{"ridge", model(from), model(to), {}, {}};
+    const int64_t in = row_width(out.source.shape);
+    const int64_t width = row_width(out.target.shape);
+    Random random(3);
+    const auto gaussian = [&] { return random.gaussian(); };
+    const auto one = [] { return 1; };
+    out.tensors["ridge.mean_in"] = tensor({in}, gaussian);
+    out.tensors["ridge.scale_in"] = tensor({in}, one);
+    out.tensors["ridge.mean_out"] = tensor({width}, gaussian);
+    out.tensors["ridge.scale_out"] = tensor({width}, one);
+    out.tensors["ridge.weight"] = tensor({width, in}, gaussian);
+    return out;
+  }
+
+  static constexpr const char* kProject = "cache project c.safetensors p.safetensors --source tiny.gguf ";
+};
+
+TEST_F(ProjectCommand, MakesACacheThatTheOtherModelGoesOnWith) {
+  const auto made = json(std::string(kProject) + "--target other.gguf --out o.safetensors");
+  EXPECT_EQ(made.at("rows"),
+            static_cast<int>(ids("cache save other.gguf --text 'the text of a cache' --out t").size()));
+  const auto ran = json("cache run other.gguf o.safetensors --text ' goes on' -n 3");
+  EXPECT_EQ(ran.at("inserted_rows"), made.at("rows"));
+  const auto info = json("cache info o.safetensors");
+  EXPECT_EQ(info.at("layers"), 3);
+  EXPECT_NE(info.dump().find("project"), std::string::npos);
+}
+
+TEST_F(ProjectCommand, TakesAnySelection) {
+  const std::string to = std::string(kProject) + "--target other.gguf --out o.safetensors ";
+  ASSERT_EQ(kvfold(to + "--select 'layers=1-2 rows=2-4'").status, 0);
+  EXPECT_EQ(json("cache info o.safetensors").at("rows"), 3);
+  ASSERT_EQ(kvfold(to + "--select 'parts=v' --fill zero").status, 0);
+  expect_refused(to + "--select 'parts=v'", "--fill");
+  expect_refused(to + "--select 'layers=3'", "0-2");
+}
+
+TEST_F(ProjectCommand, RefusesOtherModelsWithBothShapes) {
+  expect_refused(std::string(kProject) + "--target tiny.gguf --out x", "2 layers x 2 KV heads x 16");
+  expect_refused(std::string(kProject) + "--target tiny.gguf --out x", "3 layers x 1 KV heads x 32");
+  expect_refused("cache project c.safetensors p.safetensors --source other.gguf --target other.gguf --out x",
+                 "2 layers x 2 KV heads x 16");
+  expect_refused(std::string(kProject) + "--out x", "no fetched model");
+  ASSERT_EQ(kvfold("cache save other.gguf --text abc --out other.safetensors").status, 0);
+  expect_refused(
+      "cache project other.safetensors p.safetensors --source tiny.gguf --target other.gguf --out x",
+      "3 layers x 1 KV heads x 32");
+  expect_refused("cache project c.safetensors c.safetensors --out x", "kvfold_projector");
+  expect_refused("cache project c.safetensors none --out x", "none");
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("x")));
+}
+
+TEST_F(ProjectCommand, RefusesACacheThatLacksRows) {
+  ASSERT_EQ(kvfold("cache erase c.safetensors --select 'layers=0 rows=1' --out less.safetensors").status, 0);
+  expect_refused(
+      "cache project less.safetensors p.safetensors --source tiny.gguf --target other.gguf --out x",
+      "a projector reads all lanes");
+}
+
+// Texts of which nothing is learned, but every step is taken.
+std::string corpus() {
+  std::string out;
+  Random random(4);
+  for (int i = 0; i < 40; ++i) {
+    std::string text = "The";
+    for (int w = 0; w < 30; ++w)
+      text += " " + std::string(1 + random.below(6), static_cast<char>('a' + random.below(26)));
+    out += nlohmann::json{{"id", "t/" + std::to_string(i)},
+                          {"split", i < 24   ? "train"
+                                    : i < 32 ? "dev"
+                                             : "test"},
+                          {"kind", "noise"},
+                          {"text", text}}
+               .dump() +
+           "\n";
+  }
+  return out;
+}
+
+TEST_F(ProjectCommand, ARunFitsAndJudges) {
+  folder_.write("d.jsonl", corpus());
+  folder_.write("f.jsonl", nlohmann::json{{"id", "f/0"},
+                                          {"kind", "known"},
+                                          {"text", "Hello, my name is Ab and I live in Cd."},
+                                          {"name", "Ab"},
+                                          {"city", "Cd"},
+                                          {"twin_name", "Ef"},
+                                          {"twin_city", "Gh"}}
+                                   .dump() +
+                               "\n");
+  const std::string fit =
+      "fit_projector --source tiny.gguf --target other.gguf --corpus d.jsonl --lambda 0.1 --rank 5 --dev 8 ";
+  Ran ran = run(fit + "--out whole");
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  // Stopped after some texts and gone on with: the texts are all there.
+  ASSERT_EQ(run(fit + "--sums sums --out half --train 16").status, 0);
+  ASSERT_EQ(run(fit + "--sums sums --out both").status, 0);
+  const auto both = load_projector(folder_.file("both/tiny.gguf-to-other.gguf.safetensors"));
+  ASSERT_TRUE(both.ok()) << both.status().message();
+  EXPECT_EQ(both.value().notes.at("texts"), "24");
+  ran = run(
+      "run_2e --source tiny.gguf --target other.gguf --projector whole/tiny.gguf-to-other.gguf.safetensors "
+      "--documents d.jsonl --facts f.jsonl -n 2");
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  for (const char* word :
+       {"none", "text", "projected", "mismatched", "mean", "noise", "true-k", "true-v", "written", "G_pair"})
+    EXPECT_NE(ran.out.find(word), std::string::npos) << word;
+  ran = run(
+      "run_2e --source other.gguf --target tiny.gguf --projector whole/tiny.gguf-to-other.gguf.safetensors "
+      "--documents d.jsonl --facts f.jsonl");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_NE(ran.err.find("2 x 2 x 16"), std::string::npos) << ran.err;
+}
+
+}  // namespace
+}  // namespace kvfold::testing
