@@ -5,8 +5,8 @@
 #include <chrono>
 #include <fstream>
 #include <numeric>
-#include <thread>
 
+#include "engine/read_bandwidth.h"
 #include "engine/thread_pool.h"
 #include "experiments/cli/common.h"
 
@@ -30,39 +30,6 @@ constexpr int kDecode = 128;
 constexpr int kDecodeAtDepth = 32;
 constexpr int kBatch = 16;
 constexpr int kDepths[] = {512, 1024, 2048, 4096};
-
-// Bytes a second that `threads` threads read from 400 MB, in order and prefetched: what a decode of weights
-// that are read once a token cannot pass. The best of three, as a neighbour can only slow it down.
-double read_bandwidth(int threads) {
-  using Line = uint64_t __attribute__((vector_size(64)));
-  constexpr size_t kLines = 400'000'000 / sizeof(Line);
-  static std::atomic<uint64_t> sink;
-  const std::unique_ptr<Line[]> memory(new Line[kLines]);
-  std::fill_n(memory.get(), kLines, Line{1});
-  const auto read = [&](size_t begin, size_t end) {
-    Line a{};
-    Line b{};
-    for (size_t i = begin; i + 1 < end; i += 2) {
-      __builtin_prefetch(&memory[std::min(i + 32, kLines - 1)]);
-      __builtin_prefetch(&memory[std::min(i + 33, kLines - 1)]);
-      a += memory[i];
-      b += memory[i + 1];
-    }
-    a += b;
-    sink += a[0];
-  };
-  double best = 0;
-  for (int turn = 0; turn < 3; ++turn) {
-    const Clock::time_point start = Clock::now();
-    std::vector<std::thread> workers;
-    for (int t = 1; t < threads; ++t)
-      workers.emplace_back(read, kLines * t / threads, kLines * (t + 1) / threads);
-    read(0, kLines / threads);
-    for (std::thread& worker : workers) worker.join();
-    best = std::max(best, kLines * sizeof(Line) / seconds_since(start));
-  }
-  return best;
-}
 
 // A field of /proc/self/status in bytes, "VmHWM:" being the most memory that the process ever held.
 int64_t process_memory(const std::string& field) {
@@ -178,7 +145,8 @@ Status run(const Options& options) {
     fmt::print("{}\n{:<28}{:>10.1f}\n{:<28}{:>10.1f}\n", session->model().backend().name(), "load_ms",
                load * 1e3, "load_to_first_logits_ms", first_logits * 1e3);
   KVFOLD_RETURN_IF_ERROR(measure(options, *session, out));
-  out["read_gb_per_s"] = read_bandwidth(threads) / 1e9;
+  KVFOLD_ASSIGN_OR_RETURN(const double read, read_bandwidth(threads));
+  out["read_gb_per_s"] = read / 1e9;
   if (options.json) {
     print_json(out);
   } else {

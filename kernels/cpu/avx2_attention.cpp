@@ -152,17 +152,18 @@ void add_values(const AttentionBlock& block, int rows, const float* weights, flo
     const int chunks = std::min(kChunks, (left + kLanes - 1) / kLanes);
     __m256 sum[kChunks];
     for (__m256& s : sum) s = _mm256_setzero_ps();
-    for_each_span(block, block.values, rows, [&](const std::byte* page, int row, int count, int index) {
-      for (int r = 0; r < count; ++r) {
-        const __m256 w = _mm256_set1_ps(weights[index + r]);
+    for_each_page(block, block.values, rows, [&](const PageRows& from) {
+      for (int r = 0; r < from.count; ++r) {
+        const __m256 w = _mm256_set1_ps(weights[from.index + r]);
         if (left >= kChunks * kLanes) {
           for (int c = 0; c < kChunks; ++c)
-            sum[c] = _mm256_fmadd_ps(w, load_value<type>(page, head_dim, row + r, first + c * kLanes, kLanes),
-                                     sum[c]);
+            sum[c] = _mm256_fmadd_ps(
+                w, load_value<type>(from.page, head_dim, from.row + r, first + c * kLanes, kLanes), sum[c]);
         } else {
           for (int c = 0; c < chunks; ++c)
             sum[c] = _mm256_fmadd_ps(
-                w, load_value<type>(page, head_dim, row + r, first + c * kLanes, left - c * kLanes), sum[c]);
+                w, load_value<type>(from.page, head_dim, from.row + r, first + c * kLanes, left - c * kLanes),
+                sum[c]);
         }
       }
     });
@@ -186,15 +187,17 @@ void attend(const AttentionBlock& block) {
     const int last = std::min(first + kAttentionTile, count);
     int most = 0;
     for (int v = first; v < last; ++v) most = std::max(most, block.queries[v / heads].rows);
-    for_each_run(block, most, [&](const Run& run, int index) {
+    Run runs[kAttentionBlock];
+    const int found = find_runs(block, most, runs);
+    for (const Run& run : std::span(runs, static_cast<size_t>(found))) {
       turn_keys<type>(block, run, tile.keys);
       for (int v = first; v < last; ++v) {
         const AttentionQuery& query = block.queries[v / heads];
         turn_query(block, query.q + v % heads * head_dim, static_cast<int64_t>(query.position) - run.base,
                    tile);
-        score_run(tile, head_dim, tile.scores + (v - first) * kScoreStride + index);
+        score_run(tile, head_dim, tile.scores + (v - first) * kScoreStride + run.index);
       }
-    });
+    }
     for (int v = first; v < last; ++v) {
       const AttentionQuery& query = block.queries[v / heads];
       const int h = v % heads;

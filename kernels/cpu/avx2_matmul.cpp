@@ -84,9 +84,9 @@ struct LoadedBlock {
   }
 
   // Products of four columns of the 8 rows, added up in pairs to 16 bits.
-  KVFOLD_INLINE __m256i pairs(const ActivationGroup& x, int row, int j) const {
+  KVFOLD_INLINE __m256i pairs(const ActivationGroup::Row& x, int j) const {
     int32_t four;
-    std::memcpy(&four, x.q[row] + 4 * j, sizeof four);
+    std::memcpy(&four, x.q + 4 * j, sizeof four);
     const __m256i activations = _mm256_set1_epi32(four);
     if constexpr (Traits::kBits == 8)
       return _mm256_maddubs_epi16(_mm256_abs_epi8(q[j]), _mm256_sign_epi8(activations, q[j]));
@@ -94,31 +94,31 @@ struct LoadedBlock {
   }
 
   // Integer dot products of half a group, vectors 4 * i to 4 * i + 3.
-  KVFOLD_INLINE __m256i dot_half(const ActivationGroup& x, int row, int i) const {
+  KVFOLD_INLINE __m256i dot_half(const ActivationGroup::Row& x, int i) const {
     // Vectors whose 16-bit sums cannot overflow: each is at most 2 * 127 * (2^bits - 1), and 2 * 127 * 128
     // for 8 bits.
     constexpr int kChain = Traits::kBits <= 5 ? 4 : Traits::kBits == 6 ? 2 : 1;
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i sum = _mm256_setzero_si256();
-    if constexpr (Traits::kBits != 8) sum = _mm256_set1_epi32(-Traits::kOffset * x.half_sums[row][i]);
+    if constexpr (Traits::kBits != 8) sum = _mm256_set1_epi32(-Traits::kOffset * x.half_sums[i]);
     for (int j = 4 * i; j < 4 * i + 4; j += kChain) {
-      __m256i chain = pairs(x, row, j);
-      for (int k = 1; k < kChain; ++k) chain = _mm256_add_epi16(chain, pairs(x, row, j + k));
+      __m256i chain = pairs(x, j);
+      for (int k = 1; k < kChain; ++k) chain = _mm256_add_epi16(chain, pairs(x, j + k));
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(chain, ones));
     }
     return sum;
   }
 
-  KVFOLD_INLINE __m256 add_group(__m256 acc, const ActivationGroup& x, int row) const {
-    __m256i first = dot_half(x, row, 0);
-    __m256i second = dot_half(x, row, 1);
+  KVFOLD_INLINE __m256 add_group(__m256 acc, const ActivationGroup::Row& x) const {
+    __m256i first = dot_half(x, 0);
+    __m256i second = dot_half(x, 1);
     if constexpr (Format::kHasSubScales) {
       first = _mm256_mullo_epi32(first, sub[0]);
       second = _mm256_mullo_epi32(second, sub[1]);
     }
     const __m256 isum = _mm256_cvtepi32_ps(_mm256_add_epi32(first, second));
-    acc = _mm256_fmadd_ps(_mm256_mul_ps(isum, _mm256_set1_ps(x.scale[row])), scale, acc);
-    if constexpr (Format::kHasMin) acc = _mm256_fmadd_ps(_mm256_set1_ps(x.sum[row]), min, acc);
+    acc = _mm256_fmadd_ps(_mm256_mul_ps(isum, _mm256_set1_ps(x.scale)), scale, acc);
+    if constexpr (Format::kHasMin) acc = _mm256_fmadd_ps(_mm256_set1_ps(x.sum), min, acc);
     return acc;
   }
 };
@@ -132,7 +132,7 @@ void half_tile(const PackedBlock<Format>* blocks, int half, const ActivationGrou
   for (int g = 0; g < groups; ++g) {
     const LoadedBlock<Format> w(blocks[g], half);
 #pragma GCC unroll 4
-    for (int t = 0; t < M; ++t) acc[t] = w.add_group(acc[t], panel[g], first + t);
+    for (int t = 0; t < M; ++t) acc[t] = w.add_group(acc[t], panel[g].rows[first + t]);
   }
   for (int t = 0; t < M; ++t)
     if (t < rows) _mm256_maskstore_ps(y + t * y_stride, outputs, acc[t]);

@@ -21,6 +21,7 @@ using namespace avx512;
 void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) {
   for (int g = 0; g * kGroup < columns; ++g, ++panel) {
     const int n = std::min(kGroup, columns - g * kGroup);
+    ActivationGroup::Row& out = panel->rows[row];
     const __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x + g * kGroup);
     const __m512 high = n > kLanes ? _mm512_maskz_loadu_ps(first_lanes(n - kLanes), x + g * kGroup + kLanes)
                                    : _mm512_setzero_ps();
@@ -34,14 +35,14 @@ void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) 
     };
     const __m512i q_low = round(low);
     const __m512i q_high = round(high);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(panel->q[row]), _mm512_cvtepi32_epi8(q_low));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(panel->q[row] + kLanes), _mm512_cvtepi32_epi8(q_high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q), _mm512_cvtepi32_epi8(q_low));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q + kLanes), _mm512_cvtepi32_epi8(q_high));
     const int32_t first = _mm512_reduce_add_epi32(q_low);
     const int32_t second = _mm512_reduce_add_epi32(q_high);
-    panel->scale[row] = largest / 127.0F;
-    panel->half_sums[row][0] = first;
-    panel->half_sums[row][1] = second;
-    panel->sum[row] = panel->scale[row] * static_cast<float>(first + second);
+    out.scale = largest / 127.0F;
+    out.half_sums[0] = first;
+    out.half_sums[1] = second;
+    out.sum = out.scale * static_cast<float>(first + second);
   }
 }
 
@@ -146,6 +147,22 @@ void gemm_tile(const GemmTile& tile) {
   }
 }
 
+uint64_t read(const std::byte* data, size_t bytes) {
+  constexpr size_t kAhead = 4096;
+  __m512i sums[4] = {};
+  for (const std::byte* at = data; at < data + bytes; at += 256)
+    for (int i = 0; i < 4; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64 * i, _MM_HINT_T1);
+      sums[i] = _mm512_xor_si512(sums[i], _mm512_load_si512(at + 64 * i));
+    }
+  alignas(64) uint64_t words[8];
+  _mm512_store_si512(
+      words, _mm512_xor_si512(_mm512_xor_si512(sums[0], sums[1]), _mm512_xor_si512(sums[2], sums[3])));
+  uint64_t all = 0;
+  for (const uint64_t word : words) all ^= word;
+  return all;
+}
+
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -171,6 +188,7 @@ const CpuKernels kAvx512Kernels = {
     .store_row = avx512::store_row,
     .attention_block = avx512::attention_block,
     .attention_combine = avx512::attention_combine,
+    .read = read,
 };
 
 }  // namespace kvfold

@@ -94,28 +94,52 @@ void turn_queries(const AttentionBlock& block, Tile& tile, int32_t base) {
   }
 }
 
+// Asks memory for a page bit by bit while another is worked on: asked for all at once, it would keep that
+// one's loads waiting.
+class Ahead {
+ public:
+  // `page`: null for none. `steps`: calls of ask() that are going to come.
+  Ahead(const std::byte* page, size_t bytes, int steps)
+      : at_(reinterpret_cast<const char*>(page)),
+        end_(page == nullptr ? at_ : at_ + bytes),
+        lines_(static_cast<int>((bytes / kLine + steps - 1) / steps)) {}
+  KVFOLD_INLINE void ask() {
+    for (int i = 0; i < lines_ && at_ < end_; ++i, at_ += kLine) _mm_prefetch(at_, _MM_HINT_T1);
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+  const char *at_, *end_;
+  int lines_;
+};
+
 // A run's keys, turned as they are asked for. `all`: the run fills whole vectors of the page.
 template <CacheType type, bool all>
 struct PageKeys {
   PageReader<type> page;
   const RopeView& rope;
   int row, offset;
+  int pair_step, pair_distance;  // dimensions from pair to pair, and between the two of a pair
   __mmask16 lanes[2];
 
   KVFOLD_INLINE PageKeys(const AttentionBlock& block, const Run& run)
-      : page{run.page, block.pages.head_dim}, rope(block.rope), row(run.row), offset(run.offset) {
+      : page{run.page, block.pages.head_dim},
+        rope(block.rope),
+        row(run.row),
+        offset(run.offset),
+        pair_step(rope.interleaved ? 2 : 1),
+        pair_distance(rope.interleaved ? 1 : rope.pairs) {
     for (int r = 0; r < 2; ++r)
       lanes[r] = run.count > r * kLanes ? first_lanes(run.count - r * kLanes) : __mmask16{0};
   }
   KVFOLD_INLINE void pair(int i, int r, __m512& a, __m512& b) const {
-    const int first = rope.interleaved ? 2 * i : i;
-    const int second = rope.interleaved ? 2 * i + 1 : i + rope.pairs;
     const float* cos = rope.key_cos + i * kPageRows + offset + r * kLanes;
     const float* sin = rope.key_sin + i * kPageRows + offset + r * kLanes;
     const __m512 c = all ? _mm512_loadu_ps(cos) : _mm512_maskz_loadu_ps(lanes[r], cos);
     const __m512 s = all ? _mm512_loadu_ps(sin) : _mm512_maskz_loadu_ps(lanes[r], sin);
+    const int first = i * pair_step;
     const __m512 ka = page.load(Part::kKey, row + r * kLanes, first, lanes[r], all);
-    const __m512 kb = page.load(Part::kKey, row + r * kLanes, second, lanes[r], all);
+    const __m512 kb = page.load(Part::kKey, row + r * kLanes, first + pair_distance, lanes[r], all);
     a = _mm512_fmsub_ps(ka, c, _mm512_mul_ps(kb, s));
     b = _mm512_fmadd_ps(ka, s, _mm512_mul_ps(kb, c));
   }
@@ -127,11 +151,12 @@ struct PageKeys {
 // Scores of Q vectors with 16 * R rows, added up pair by pair. Lanes past the run's rows are written too, and
 // overwritten by the next run.
 template <int Q, int R, class Keys>
-void score(const Keys& keys, int pairs, int head_dim, const float* turned, float* scores) {
+void score(const Keys keys, int pairs, int head_dim, Ahead ahead, const float* turned, float* scores) {
   __m512 sum[Q][R];
   for (int q = 0; q < Q; ++q)
     for (int r = 0; r < R; ++r) sum[q][r] = _mm512_setzero_ps();
   for (int i = 0; i < pairs; ++i) {
+    ahead.ask();
     __m512 a[R], b[R];
     for (int r = 0; r < R; ++r) keys.pair(i, r, a[r], b[r]);
 #pragma GCC unroll 12
@@ -161,18 +186,19 @@ KVFOLD_INLINE void with_constant(int n, Visit visit) {
 }
 
 template <CacheType type>
-void score_run(const AttentionBlock& block, const Run& run, int index, Tile& tile) {
+void score_run(const AttentionBlock& block, const Run& run, const std::byte* next, Tile& tile) {
   const int pairs = block.rope.pairs;
   const int head_dim = block.pages.head_dim;
-  float* scores = tile.scores + index;
+  float* scores = tile.scores + run.index;
+  const Ahead ahead(next, block.pages.page_bytes, std::max(pairs, 1));
   with_constant<kAttentionTile>(tile.n, [&](auto n) {
     constexpr int kQ = n();
     if (run.count == kPageRows)
-      score<kQ, 2>(PageKeys<type, true>(block, run), pairs, head_dim, tile.turned, scores);
+      score<kQ, 2>(PageKeys<type, true>(block, run), pairs, head_dim, ahead, tile.turned, scores);
     else if (run.count > kLanes)
-      score<kQ, 2>(PageKeys<type, false>(block, run), pairs, head_dim, tile.turned, scores);
+      score<kQ, 2>(PageKeys<type, false>(block, run), pairs, head_dim, ahead, tile.turned, scores);
     else
-      score<kQ, 1>(PageKeys<type, false>(block, run), pairs, head_dim, tile.turned, scores);
+      score<kQ, 1>(PageKeys<type, false>(block, run), pairs, head_dim, ahead, tile.turned, scores);
   });
 }
 
@@ -213,15 +239,17 @@ void add_values(const AttentionBlock& block, const Tile& tile, int first, int be
       const float* from = tile.vectors[first + q].values + dimension + c * kLanes;
       sum[q][c] = begin == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, from);
     }
-  for_each_span(block, block.values, end, [&](const std::byte* bytes, int row, int count, int index) {
-    const PageReader<type> page{bytes, head_dim};
-    for (int r = std::max(0, begin - index); r < count; ++r) {
+  for_each_page(block, block.values, end, [&](const PageRows& rows) {
+    const PageReader<type> page{rows.page, head_dim};
+    Ahead ahead(rows.next, block.pages.page_bytes, kPageRows);
+    for (int r = std::max(0, begin - rows.index); r < rows.count; ++r) {
+      ahead.ask();
       __m512 v[C];
       for (int c = 0; c < C; ++c)
-        v[c] = page.load(Part::kValue, row + r, dimension + c * kLanes, lanes, C > 1 || all);
+        v[c] = page.load(Part::kValue, rows.row + r, dimension + c * kLanes, lanes, C > 1 || all);
 #pragma GCC unroll 6
       for (int q = 0; q < Q; ++q) {
-        const __m512 w = _mm512_set1_ps(weights[q * kScoreStride + index + r]);
+        const __m512 w = _mm512_set1_ps(weights[q * kScoreStride + rows.index + r]);
         for (int c = 0; c < C; ++c) sum[q][c] = _mm512_fmadd_ps(w, v[c], sum[q][c]);
       }
     }
@@ -255,13 +283,13 @@ void attend_tile(const AttentionBlock& block, Tile& tile) {
     most = std::max(most, tile.vectors[v].rows);
     least = std::min(least, tile.vectors[v].rows);
   }
-  bool turned = false;
-  int32_t base = 0;
-  for_each_run(block, most, [&](const Run& run, int index) {
-    if (!turned || run.base != base) turn_queries(block, tile, base = run.base);
-    turned = true;
-    score_run<type>(block, run, index, tile);
-  });
+  Run runs[kAttentionBlock];
+  const int count = find_runs(block, most, runs);
+  for (int i = 0; i < count; ++i) {
+    if (i == 0 || runs[i].base != runs[i - 1].base) turn_queries(block, tile, runs[i].base);
+    const std::byte* next = i + 1 < count ? runs[i + 1].page : block.pages.page(block.values.spans->page);
+    score_run<type>(block, runs[i], next == runs[i].page ? nullptr : next, tile);
+  }
   for (int v = 0; v < tile.n; ++v) soften(tile.vectors[v], tile.scores + v * kScoreStride);
   // The rows that all see, then what some see beyond.
   add_rows<type>(block, tile, 0, tile.n, 0, least);

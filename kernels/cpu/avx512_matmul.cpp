@@ -68,17 +68,17 @@ struct LoadedBlock {
 
   // Integer dot products of the 16 rows with one row's group of activations. The offset that made the weights
   // unsigned is taken off again by where the sums start.
-  KVFOLD_INLINE __m512i dot(const ActivationGroup& x, int row) const {
+  KVFOLD_INLINE __m512i dot(const ActivationGroup::Row& x) const {
     const auto quad = [&](int j) {
       int32_t four;
-      std::memcpy(&four, x.q[row] + 4 * j, sizeof four);
+      std::memcpy(&four, x.q + 4 * j, sizeof four);
       return _mm512_set1_epi32(four);
     };
     const auto start = [&](int half) {
       if constexpr (Traits::kOffset == 0) return _mm512_setzero_si512();
       constexpr int kShift = __builtin_ctz(Traits::kOffset | 1 << 8);
       return _mm512_sub_epi32(_mm512_setzero_si512(),
-                              _mm512_slli_epi32(_mm512_set1_epi32(x.half_sums[row][half]), kShift));
+                              _mm512_slli_epi32(_mm512_set1_epi32(x.half_sums[half]), kShift));
     };
     __m512i first = start(0);
     __m512i second = start(1);
@@ -91,16 +91,23 @@ struct LoadedBlock {
     return _mm512_add_epi32(first, second);
   }
 
-  KVFOLD_INLINE __m512 add_group(__m512 acc, const ActivationGroup& x, int row) const {
-    const __m512 isum = _mm512_cvtepi32_ps(dot(x, row));
-    acc = _mm512_fmadd_ps(_mm512_mul_ps(isum, _mm512_set1_ps(x.scale[row])), scale, acc);
-    if constexpr (Format::kHasMin) acc = _mm512_fmadd_ps(_mm512_set1_ps(x.sum[row]), min, acc);
+  KVFOLD_INLINE __m512 add_group(__m512 acc, const ActivationGroup::Row& x) const {
+    const __m512 isum = _mm512_cvtepi32_ps(dot(x));
+    acc = _mm512_fmadd_ps(_mm512_mul_ps(isum, _mm512_set1_ps(x.scale)), scale, acc);
+    if constexpr (Format::kHasMin) acc = _mm512_fmadd_ps(_mm512_set1_ps(x.sum), min, acc);
     return acc;
   }
 };
 
-// Bytes ahead of the block being multiplied that are asked from memory: what a core can have in flight.
-constexpr size_t kAhead = 4096;
+// Asks memory for weights ahead of the block being multiplied. One row takes blocks as fast as memory gives
+// them: the processor's own prefetching keeps up, as long as it is not kept from the second cache. Many rows
+// take them so slowly that they must be asked for long before.
+template <int M, class Block>
+KVFOLD_INLINE void ask_ahead(const Block* block) {
+  constexpr size_t kAhead = M == 1 ? 512 : 4096;
+  for (size_t line = 0; line < sizeof(Block); line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(block) + kAhead + line, M == 1 ? _MM_HINT_T1 : _MM_HINT_T0);
+}
 
 // One tile of weights against M rows of a panel (16: of two panels), all sums in registers.
 template <class Format, int M>
@@ -110,12 +117,11 @@ void tile(const PackedBlock<Format>* blocks, const ActivationGroup* panel, int g
   for (int t = 0; t < M; ++t) acc[t] = _mm512_setzero_ps();
   const ActivationGroup* next_panel = panel + groups;
   for (int g = 0; g < groups; ++g) {
-    for (size_t line = 0; line < sizeof(PackedBlock<Format>); line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(blocks + g) + kAhead + line, _MM_HINT_T0);
+    ask_ahead<M>(blocks + g);
     const LoadedBlock<Format> w(blocks[g]);
 #pragma GCC unroll 16
     for (int t = 0; t < M; ++t)
-      acc[t] = w.add_group(acc[t], t < kPanelRows ? panel[g] : next_panel[g], t % kPanelRows);
+      acc[t] = w.add_group(acc[t], (t < kPanelRows ? panel : next_panel)[g].rows[t % kPanelRows]);
   }
   for (int t = 0; t < M; ++t)
     if (t < rows) _mm512_mask_storeu_ps(y + t * y_stride, outputs, acc[t]);

@@ -29,12 +29,15 @@ namespace kvfold {
 inline constexpr int kPanelRows = 8;
 
 // Activations quantised in groups of 32 columns, x = scale * q: one group of the 8 rows of a panel. All that
-// a product needs of a group lies together, row by row at fixed distances.
+// a product needs of a row's group lies together: of a single row, one cache line a group.
 struct alignas(64) ActivationGroup {
-  int8_t q[kPanelRows][kGroup];
-  float scale[kPanelRows];
-  float sum[kPanelRows];             // scale * float(sum of q)
-  int32_t half_sums[kPanelRows][2];  // sum of q over the first and the second 16
+  struct Row {
+    int8_t q[kGroup];
+    float scale;
+    float sum;             // scale * float(sum of q)
+    int32_t half_sums[2];  // sum of q over the first and the second 16
+  };
+  Row rows[kPanelRows];
 };
 
 // Rows in panels of 8, [panels][groups]; columns are padded with zeros to whole groups. Rows of the last
@@ -93,7 +96,8 @@ struct AttentionBlock {
   float scale;  // 1 / sqrt(head_dim)
   int rows;     // 1 to kAttentionBlock
   std::span<const AttentionQuery> queries;
-  float* scratch;  // attention_scratch(head_dim) floats, 64-byte aligned
+  float* scratch;                   // attention_scratch(head_dim) floats, 64-byte aligned
+  const std::byte* next = nullptr;  // page that is likely read after this block, or null; for speed alone
 };
 
 // Query heads, over all tokens, that kernels work on at once, where a head has up to kQueryStride dimensions.
@@ -169,6 +173,10 @@ struct CpuKernels {
   void (*attention_block)(const AttentionBlock& block);
   // Joins `blocks` partials, laid out one after another, in order: out[heads][head_dim].
   void (*attention_combine)(const AttentionPartial& parts, int blocks, int heads, int head_dim, float* out);
+
+  // Reads memory once, in order and asked for ahead: the speed that kernels are measured against. Returns the
+  // exclusive or of its 64-bit words. REQUIRES: `data` 64-byte aligned, `bytes` a multiple of 256.
+  uint64_t (*read)(const std::byte* data, size_t bytes);
 };
 
 // All tables that this build holds, best first; the last one runs everywhere.

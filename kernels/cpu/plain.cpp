@@ -30,6 +30,7 @@ namespace {
 void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) {
   for (int g = 0; g * kGroup < columns; ++g, ++panel) {
     const int n = std::min(kGroup, columns - g * kGroup);
+    ActivationGroup::Row& out = panel->rows[row];
     float largest = 0;
     for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[g * kGroup + i]));
     const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
@@ -39,13 +40,13 @@ void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) 
       v = v > -127.0F ? v : -127.0F;
       v = v < 127.0F ? v : 127.0F;
       const auto rounded = static_cast<int32_t>(std::nearbyintf(v));
-      panel->q[row][i] = static_cast<int8_t>(rounded);
+      out.q[i] = static_cast<int8_t>(rounded);
       sums[i / 16] += rounded;
     }
-    panel->scale[row] = largest / 127.0F;
-    panel->half_sums[row][0] = sums[0];
-    panel->half_sums[row][1] = sums[1];
-    panel->sum[row] = panel->scale[row] * static_cast<float>(sums[0] + sums[1]);
+    out.scale = largest / 127.0F;
+    out.half_sums[0] = sums[0];
+    out.half_sums[1] = sums[1];
+    out.sum = out.scale * static_cast<float>(sums[0] + sums[1]);
   }
 }
 
@@ -85,9 +86,9 @@ void matmul_q8_format(const MatrixView& weight, int64_t begin, int64_t end, cons
           QuantGroup w;
           Format::group(matrix[r * blocks + b], g, w);
           for (int t = 0; t < n; ++t) {
-            const auto isum = static_cast<float>(group_dot<Format>(w, panel->q[t]));
-            acc[t] = std::fma(isum * panel->scale[t], w.scale, acc[t]);
-            if constexpr (Format::kHasMin) acc[t] = std::fma(panel->sum[t], w.min, acc[t]);
+            const auto isum = static_cast<float>(group_dot<Format>(w, panel->rows[t].q));
+            acc[t] = std::fma(isum * panel->rows[t].scale, w.scale, acc[t]);
+            if constexpr (Format::kHasMin) acc[t] = std::fma(panel->rows[t].sum, w.min, acc[t]);
           }
         }
       }
@@ -187,11 +188,13 @@ void attend_head(const AttentionBlock& block, const AttentionQuery& query, int h
   const float* q = query.q + static_cast<size_t>(head) * head_dim;
   float scores[kAttentionBlock] = {};
   std::vector<float> turned(head_dim);
-  for_each_run(block, query.rows, [&](const Run& run, int index) {
+  Run runs[kAttentionBlock];
+  const int found = find_runs(block, query.rows, runs);
+  for (const Run& run : std::span(runs, static_cast<size_t>(found))) {
     turn_query(block.rope, static_cast<int64_t>(query.position) - run.base, head_dim, block.scale, q,
                turned.data());
-    score_run(block, run, turned.data(), scores + index);
-  });
+    score_run(block, run, turned.data(), scores + run.index);
+  }
   const float largest = *std::max_element(scores, scores + query.rows);
   float lanes[16] = {};
   for (int r = 0; r < query.rows; ++r) {
@@ -203,10 +206,10 @@ void attend_head(const AttentionBlock& block, const AttentionQuery& query, int h
   float* values = query.out.values + static_cast<size_t>(head) * head_dim;
   std::fill_n(values, head_dim, 0.0F);
   std::vector<float> value(head_dim);
-  for_each_span(block, block.values, query.rows, [&](const std::byte* page, int row, int count, int index) {
-    for (int r = 0; r < count; ++r) {
-      kv_load_row(block.pages.type, Part::kValue, head_dim, page, row + r, value.data());
-      for (int d = 0; d < head_dim; ++d) values[d] = std::fma(scores[index + r], value[d], values[d]);
+  for_each_page(block, block.values, query.rows, [&](const PageRows& rows) {
+    for (int r = 0; r < rows.count; ++r) {
+      kv_load_row(block.pages.type, Part::kValue, head_dim, rows.page, rows.row + r, value.data());
+      for (int d = 0; d < head_dim; ++d) values[d] = std::fma(scores[rows.index + r], value[d], values[d]);
     }
   });
 }
@@ -281,6 +284,21 @@ void gemm_tile(const GemmTile& tile) {
     }
 }
 
+uint64_t read(const std::byte* data, size_t bytes) {
+  constexpr size_t kWords = 256 / sizeof(uint64_t);
+  constexpr size_t kAhead = 4096;
+  uint64_t sums[kWords] = {};
+  for (const std::byte* at = data; at < data + bytes; at += 256) {
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(at + kAhead + 64 * i);
+    uint64_t words[kWords];
+    std::memcpy(words, at, sizeof words);
+    for (size_t i = 0; i < kWords; ++i) sums[i] ^= words[i];
+  }
+  uint64_t all = 0;
+  for (const uint64_t sum : sums) all ^= sum;
+  return all;
+}
+
 bool supported() {
 #if defined(__AVX2__)
   // Every machine that has these has f16c too, for which there is no name that all compilers know.
@@ -310,6 +328,7 @@ const CpuKernels kAvx2Kernels = {
     .store_row = kv_store_row,
     .attention_block = avx2::attention_block,
     .attention_combine = attention_combine,
+    .read = read,
 };
 #else
 const CpuKernels kPlainKernels = {
@@ -329,6 +348,7 @@ const CpuKernels kPlainKernels = {
     .store_row = kv_store_row,
     .attention_block = attention_block,
     .attention_combine = attention_combine,
+    .read = read,
 };
 #endif
 

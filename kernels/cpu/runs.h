@@ -15,29 +15,45 @@ struct Run {
   const std::byte* page;
   int row;  // first row in the page
   int count;
+  int index;     // in the block, of the first row
   int32_t base;  // 32 * floor(position / 32)
   int offset;    // position - base of the first row
 };
 
-// Calls visit(page, first row in the page, rows, index in the block of the first) for the block's first
-// `rows` rows, in order.
+// Rows of one page.
+struct PageRows {
+  const std::byte* page;
+  int row;  // first row in the page
+  int count;
+  int index;              // in the block, of the first row
+  const std::byte* next;  // page of the rows that follow, or what the block names as next
+};
+
+// Calls visit(PageRows) for the block's first `rows` rows, in order.
 template <class Visit>
-void for_each_span(const AttentionBlock& block, const SpanRange& range, int rows, Visit visit) {
+void for_each_page(const AttentionBlock& block, const SpanRange& range, int rows, Visit visit) {
   const KvSpan* span = range.spans;
   int skip = range.skip;
   for (int index = 0; index < rows; ++span, skip = 0) {
     const int n = std::min(span->count - skip, rows - index);
-    visit(block.pages.page(span->page), span->first + skip, n, index);
+    const std::byte* next = index + n < rows ? block.pages.page(span[1].page) : block.next;
+    visit(PageRows{block.pages.page(span->page), span->first + skip, n, index, next});
     index += n;
   }
 }
 
-// Calls visit(run, index in the block of its first row) for the runs of the block's first `rows` keys, in
-// order.
-template <class Visit>
-void for_each_run(const AttentionBlock& block, int rows, Visit visit) {
+// The common case, in a loop that becomes vector code.
+inline bool consecutive(const int32_t* positions, int n) {
+  int32_t difference = 0;
+  for (int i = 0; i < n; ++i) difference |= positions[i] ^ (positions[0] + i);
+  return difference == 0;
+}
+
+// The runs of the block's first `rows` keys, in order; returns how many.
+inline int find_runs(const AttentionBlock& block, int rows, Run (&runs)[kAttentionBlock]) {
   const KvSpan* span = block.keys.spans;
   int skip = block.keys.skip;
+  int found = 0;
   for (int index = 0; index < rows; ++span, skip = 0) {
     const int32_t* positions = block.positions + span->slot + skip;
     const int row = span->first + skip;
@@ -45,13 +61,16 @@ void for_each_run(const AttentionBlock& block, int rows, Visit visit) {
     for (int at = 0; at < last;) {
       const int32_t base = positions[at] & ~(kPageRows - 1);
       const int offset = positions[at] - base;
-      int n = 1;
-      while (at + n < last && positions[at + n] == positions[at] + n && offset + n < kPageRows) ++n;
-      visit(Run{block.pages.page(span->page), row + at, n, base, offset}, index + at);
+      const int most = std::min(last - at, kPageRows - offset);
+      int n = consecutive(positions + at, most) ? most : 1;
+      if (n < most)
+        while (n < most && positions[at + n] == positions[at] + n) ++n;
+      runs[found++] = {block.pages.page(span->page), row + at, n, index + at, base, offset};
       at += n;
     }
     index += last;
   }
+  return found;
 }
 
 // The cosines and sines [pairs] of a distance: from the table, or, past its end, computed into `memory`

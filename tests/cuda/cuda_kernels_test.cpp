@@ -62,8 +62,9 @@ struct TestRows {
       ActivationGroup* panel = &panels[static_cast<size_t>(r / kPanelRows) * groups];
       plain().quantize_row(&x[static_cast<size_t>(r) * columns], columns, panel, r % kPanelRows);
       for (int g = 0; g < groups; ++g) {
-        q.insert(q.end(), panel[g].q[r % kPanelRows], panel[g].q[r % kPanelRows] + kGroup);
-        scales.push_back(panel[g].scale[r % kPanelRows]);
+        const ActivationGroup::Row& row = panel[g].rows[r % kPanelRows];
+        q.insert(q.end(), row.q, row.q + kGroup);
+        scales.push_back(row.scale);
       }
     }
     device_q = std::make_unique<DeviceBuffer<int8_t>>(q);
