@@ -1,9 +1,10 @@
 """kvfold against llama.cpp, in turn on this machine: A B A B, both models, 1 and 2 threads.
 
-    python bench/compare.py --kvfold build/release/experiments/kvfold --peer-python .venv-peer/bin/python [--rounds 3] [--out FILE]
+    python bench/compare.py --kvfold build/release/experiments/kvfold --peer-python .venv-peer/bin/python [--rounds 3] [--out FILE [--add]]
 
 Prints a Markdown table of medians over rounds with their spread and the ratio, beside the ratio aimed at, and writes
-every measurement as JSON. The peer's better of flash attention on and off counts, measure by measure.
+every measurement as JSON; with --add to those that the file holds, so that a comparison can be made bit by bit in a
+machine's quiet minutes. The peer's better of flash attention on and off counts, measure by measure.
 """
 import argparse
 import json
@@ -70,9 +71,9 @@ def table(results):
         rounds = [r for r in results if (r["model"], r["threads"]) == (model, threads)]
         if not rounds:
             continue
-        measures = [m for m in rounds[0]["peer"][0] if m not in ("model", "backend", "threads")]
+        measures = dict.fromkeys(m for r in rounds for m in r["peer"][0] if m not in ("model", "backend", "threads"))
         for measure in measures:
-            ours, peer, (ratio, least, most) = summarise(rounds, measure)
+            ours, peer, (ratio, least, most) = summarise([r for r in rounds if measure in r["kvfold"]], measure)
             aim = GOALS.get(measure)
             sign = "<=" if measure in LOWER_IS_BETTER else ">="
             scale = 1e-6 if measure.endswith("bytes_after_decode") else 1
@@ -109,17 +110,18 @@ def main():
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--out", default="build/bench-peer.json")
+    parser.add_argument("--add", action="store_true")
     options = parser.parse_args()
-    results = []
+    results = json.loads(pathlib.Path(options.out).read_text())["results"] if options.add else []
     for turn in range(options.rounds):
         for model in options.models:
             for threads in options.threads:
                 print(f"round {turn + 1}/{options.rounds}: {model}, {threads} thread(s)", file=sys.stderr)
                 results.append(one_round(options, model, threads))
-    report = {"machine": machine(), "rounds": options.rounds, "results": results}
+    report = {"machine": machine(), "results": results}
     pathlib.Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
     about = report["machine"]
-    print(f"{about['cpu']}, {about['cores']} cores, commit {about['commit']}, {options.rounds} rounds in turn\n")
+    print(f"{about['cpu']}, {about['cores']} cores, commit {about['commit']}, in turn\n")
     print(table(results))
 
 

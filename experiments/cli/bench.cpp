@@ -67,11 +67,14 @@ class Bench {
     return tokens / seconds_since(start);
   }
 
-  // Tokens a second of `sequences` caches that share `depth` rows and then go their own way, one token each
-  // at a time.
-  Result<double> decode(int depth, int sequences, int tokens) {
-    KvCache base = session_.make_cache();
-    KVFOLD_RETURN_IF_ERROR(session_.feed(base, some_tokens(session_, depth)).status());
+  // Goes on from what the cache holds.
+  Status fill(KvCache& cache, int depth) {
+    return session_.feed(cache, some_tokens(session_, depth - cache.size(), cache.size())).status();
+  }
+
+  // Tokens a second of `sequences` forks of a cache, which go their own way, one token each at a time.
+  Result<double> decode(const KvCache& base, int sequences, int tokens) {
+    const int depth = base.size();
     std::vector<KvCache> caches(static_cast<size_t>(sequences), base.fork());
     std::vector<TokenId> next = some_tokens(session_, sequences, depth);
     const Clock::time_point start = Clock::now();
@@ -109,21 +112,27 @@ bool wanted(const Options& options, const std::string& part) {
 
 Status measure(const Options& options, Session& session, nlohmann::ordered_json& out) {
   Bench bench(options, session);
+  KvCache cache = session.make_cache();
+  KVFOLD_RETURN_IF_ERROR(bench.fill(cache, 1));
   if (wanted(options, "decode"))
     KVFOLD_RETURN_IF_ERROR(
-        bench.add(out, "decode_128_tokens_per_s", [&] { return bench.decode(1, 1, kDecode); }));
+        bench.add(out, "decode_128_tokens_per_s", [&] { return bench.decode(cache, 1, kDecode); }));
   // Before what takes more: the memory of a plain generation.
   out["peak_bytes_after_decode"] = process_memory("VmHWM:");
   if (wanted(options, "prefill"))
     KVFOLD_RETURN_IF_ERROR(
         bench.add(out, "prefill_512_tokens_per_s", [&] { return bench.prefill(kPrefill); }));
+  if (wanted(options, "batch")) {
+    KVFOLD_RETURN_IF_ERROR(bench.fill(cache, kPrefill / 4));
+    KVFOLD_RETURN_IF_ERROR(
+        bench.add(out, "batch_16_tokens_per_s", [&] { return bench.decode(cache, kBatch, kDecodeAtDepth); }));
+  }
   if (wanted(options, "depth"))
-    for (const int depth : kDepths)
+    for (const int depth : kDepths) {
+      KVFOLD_RETURN_IF_ERROR(bench.fill(cache, depth));
       KVFOLD_RETURN_IF_ERROR(bench.add(out, fmt::format("decode_at_{}_tokens_per_s", depth),
-                                       [&] { return bench.decode(depth, 1, kDecodeAtDepth); }));
-  if (wanted(options, "batch"))
-    KVFOLD_RETURN_IF_ERROR(bench.add(out, "batch_16_tokens_per_s",
-                                     [&] { return bench.decode(kPrefill / 4, kBatch, kDecodeAtDepth); }));
+                                       [&] { return bench.decode(cache, 1, kDecodeAtDepth); }));
+    }
   out["peak_bytes"] = process_memory("VmHWM:");
   return {};
 }
