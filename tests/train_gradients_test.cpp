@@ -185,11 +185,10 @@ TEST_P(WholeModel, GivesTheGradientsOfPyTorch) {
   ASSERT_FALSE(fixture.gradients.empty());
   ThreadPool pool(2);
   Gemm gemm(pool, kernels());
-  const Result<std::unique_ptr<Receiver>> receiver = Receiver::create(fixture.source, gemm);
-  ASSERT_TRUE(receiver.ok());
+  const auto receiver = Receiver::create(fixture.source, gemm, Receiver::Weights::kAsMet);
   std::vector<float> gradient(fixture.rows.size());
   Reading reading = {fixture.rows.data(), fixture.context(), fixture.tokens, gradient.data()};
-  const Result<double> loss = (*receiver)->read({&reading, 1});
+  const Result<double> loss = receiver->read({&reading, 1});
   ASSERT_TRUE(loss.ok()) << loss.status().message();
   EXPECT_NEAR(*loss, fixture.loss, 1e-5 * fixture.loss);     // observed: at most 2e-7 of it
   EXPECT_LT(difference(gradient, fixture.gradients), 2e-5);  // observed: at most 3e-6
@@ -216,8 +215,9 @@ TEST(Receiver, BatchThreadsAndKernelsDoNotShow) {
     for (const int threads : {1, 3}) {
       ThreadPool pool(threads);
       Gemm gemm(pool, *table);
-      const auto receiver = Receiver::create(fixture.source, gemm);
-      ASSERT_TRUE(receiver.ok());
+      // Where weights are decoded does not show either.
+      const auto weights = threads == 1 ? Receiver::Weights::kAsMet : Receiver::Weights::kOnce;
+      const auto receiver = Receiver::create(fixture.source, gemm, weights);
       const size_t size = fixture.rows.size();
       std::vector<float> gradients(2 * size);
       const std::span<const TokenId> tokens = fixture.tokens;
@@ -225,13 +225,13 @@ TEST(Receiver, BatchThreadsAndKernelsDoNotShow) {
       Reading both[] = {
           {fixture.rows.data(), context, tokens, gradients.data()},
           {fixture.rows.data() + fixture.width(), context - 1, tokens.first(4), &gradients[size]}};
-      ASSERT_TRUE((*receiver)->read(both).ok());
+      ASSERT_TRUE(receiver->read(both).ok());
       if (reference.empty()) reference = gradients;
       EXPECT_EQ(gradients, reference) << table->name << ", " << threads << " threads";
       const double batched = both[1].nll;
       std::vector<float> alone(size);
       both[1].gradient = alone.data();
-      ASSERT_TRUE((*receiver)->read({&both[1], 1}).ok());
+      ASSERT_TRUE(receiver->read({&both[1], 1}).ok());
       EXPECT_EQ(both[1].nll, batched);
       // The mean over 8 + 3 tokens became one over 3.
       const double scale = 11.0 / 3.0;
@@ -245,15 +245,14 @@ TEST(Receiver, RefusesTokensThatItDoesNotKnow) {
   const Fixture fixture = load("qwen2-14-2-tied");
   ThreadPool pool(1);
   Gemm gemm(pool, kernels());
-  const auto receiver = Receiver::create(fixture.source, gemm);
-  ASSERT_TRUE(receiver.ok());
+  const auto receiver = Receiver::create(fixture.source, gemm, Receiver::Weights::kAsMet);
   const std::vector<TokenId> one = {1};
   Reading reading = {nullptr, 0, one, nullptr};
-  EXPECT_EQ((*receiver)->read({&reading, 1}).status().message(),
+  EXPECT_EQ(receiver->read({&reading, 1}).status().message(),
             "a text of 1 tokens: at least 2 are needed to score one");
   const std::vector<TokenId> unknown = {1, 1000};
   reading.tokens = unknown;
-  EXPECT_EQ((*receiver)->read({&reading, 1}).status().message(), "token 1000 is not in the vocabulary of 32");
+  EXPECT_EQ(receiver->read({&reading, 1}).status().message(), "token 1000 is not in the vocabulary of 32");
 }
 
 }  // namespace

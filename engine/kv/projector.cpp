@@ -10,6 +10,7 @@
 #include "engine/kv/cache_metadata.h"
 #include "engine/kv/ridge_projector.h"
 #include "engine/safetensors.h"
+#include "engine/train/pass_projector.h"
 #include "kernels/half.h"
 
 namespace kvfold {
@@ -23,6 +24,8 @@ struct Kind {
 };
 constexpr std::array kKinds = {
     Kind{"ridge", RidgeProjector::make, {"ridge.", "ridge."}},
+    Kind{"mlp", PassProjector::make, {"ridge.", "mlp."}},
+    Kind{"fuser", PassProjector::make, {"ridge.", "fuser."}},
 };
 
 // ---- files ----

@@ -20,6 +20,14 @@ std::vector<float> decode_vector(const MatrixView& view) {
   return values;
 }
 
+// All that enter products.
+std::vector<MatrixView*> matrices(ModelSource& source) {
+  std::vector<MatrixView*> out = {&source.output};
+  for (LayerTensors& t : source.layers)
+    out.insert(out.end(), {&t.wq, &t.wk, &t.wv, &t.wo, &t.gate, &t.up, &t.down});
+  return out;
+}
+
 void add_bias(std::vector<float>& y, const std::vector<float>& bias, int64_t rows) {
   if (bias.empty()) return;
   for (int64_t r = 0; r < rows; ++r)
@@ -28,7 +36,7 @@ void add_bias(std::vector<float>& y, const std::vector<float>& bias, int64_t row
 
 }  // namespace
 
-Result<std::unique_ptr<Receiver>> Receiver::create(const ModelSource& source, Gemm& gemm) {
+std::unique_ptr<Receiver> Receiver::create(const ModelSource& source, Gemm& gemm, Weights weights) {
   std::unique_ptr<Receiver> receiver(new Receiver(source, gemm));
   receiver->output_norm_ = decode_vector(source.output_norm);
   for (const LayerTensors& t : source.layers)
@@ -38,7 +46,29 @@ Result<std::unique_ptr<Receiver>> Receiver::create(const ModelSource& source, Ge
   receiver->kept_.resize(source.layers.size());
   receiver->scratch_.resize(static_cast<size_t>(gemm.pool().threads()));
   receiver->memory_.resize(static_cast<size_t>(gemm.pool().threads()));
+  if (weights == Weights::kOnce) receiver->decode_weights();
   return receiver;
+}
+
+int64_t Receiver::decoded_bytes(const ModelSource& source) {
+  ModelSource copy = source;
+  int64_t floats = 0;
+  for (const MatrixView* view : matrices(copy)) floats += view->rows * view->columns;
+  return floats * static_cast<int64_t>(sizeof(float));
+}
+
+void Receiver::decode_weights() {
+  for (MatrixView* view : matrices(source_)) {
+    const FormatInfo& format = format_info(view->type);
+    const int64_t row_bytes = view->columns / format.block_elements * format.block_bytes;
+    std::vector<float>& values = decoded_.emplace_back(static_cast<size_t>(view->rows * view->columns));
+    gemm_->pool().run(view->rows, [&](int64_t begin, int64_t end, int) {
+      format.decode(view->data + begin * row_bytes, values.data() + begin * view->columns,
+                    static_cast<size_t>((end - begin) * view->columns));
+    });
+    view->type = WeightType::kF32;
+    view->data = reinterpret_cast<const std::byte*>(values.data());
+  }
 }
 
 int64_t Receiver::bytes(const ModelConfig& c, int64_t tokens, int64_t rows, int64_t longest) {
@@ -50,8 +80,9 @@ int64_t Receiver::bytes(const ModelConfig& c, int64_t tokens, int64_t rows, int6
       2 * rows * kv;
   const int64_t once = tokens * (2 * int64_t{c.model_dim} + c.ffn_dim + 2 * q + 2 * kv) + 2 * rows * kv +
                        std::min<int64_t>(tokens, kLogitRows) * c.vocab_size;
-  // A product's left side is packed whole: the largest is that of the logits' gradient.
-  const int64_t packed = std::min<int64_t>(tokens, kLogitRows) * c.vocab_size;
+  // A product's left side is packed whole: the largest is that of the logits' gradient. And the teacher's
+  // logits.
+  const int64_t packed = 2 * std::min<int64_t>(tokens, kLogitRows) * c.vocab_size;
   return (c.layers * layer + once + packed) * static_cast<int64_t>(sizeof(float));
 }
 
@@ -61,15 +92,15 @@ Status Receiver::check(std::span<const Reading> batch) const {
       return Status::error(
           fmt::format("a text of {} tokens: at least 2 are needed to score one", reading.tokens.size()));
     for (const TokenId token : reading.tokens)
-      if (token < 0 || token >= source_->config.vocab_size)
+      if (token < 0 || token >= source_.config.vocab_size)
         return Status::error(
-            fmt::format("token {} is not in the vocabulary of {}", token, source_->config.vocab_size));
+            fmt::format("token {} is not in the vocabulary of {}", token, source_.config.vocab_size));
   }
   return {};
 }
 
 void Receiver::plan(std::span<const Reading> batch) {
-  const ModelConfig& c = source_->config;
+  const ModelConfig& c = source_.config;
   sequences_.clear();
   tokens_ = 0;
   rows_ = weights_ = 0;
@@ -102,7 +133,7 @@ void Receiver::plan(std::span<const Reading> batch) {
 }
 
 void Receiver::embed(std::span<const Reading> batch) {
-  const MatrixView& table = source_->embedding;
+  const MatrixView& table = source_.embedding;
   const FormatInfo& format = format_info(table.type);
   const int64_t row_bytes = table.columns / format.block_elements * format.block_bytes;
   float* out = x_.data();
@@ -120,12 +151,12 @@ void Receiver::norm(const std::vector<float>& x, const std::vector<float>& weigh
   gemm_->pool().run(static_cast<int64_t>(x.size()) / columns, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r)
       gemm_->kernels().rms_norm(x.data() + r * columns, weight.data(), static_cast<int>(columns),
-                                source_->config.norm_epsilon, out.data() + r * columns);
+                                source_.config.norm_epsilon, out.data() + r * columns);
   });
 }
 
 AttentionGroup Receiver::group(std::span<const Reading> batch, int layer, int sequence, int head) {
-  const ModelConfig& c = source_->config;
+  const ModelConfig& c = source_.config;
   Kept& kept = kept_[layer];
   const Sequence& s = sequences_[sequence];
   const int context = batch[sequence].context;
@@ -147,7 +178,7 @@ AttentionGroup Receiver::group(std::span<const Reading> batch, int layer, int se
 // Puts the context's rows and the tokens' own side by side, by lane, keys turned; and turns the queries.
 void Receiver::gather(std::span<const Reading> batch, int layer, const std::vector<float>& k,
                       const std::vector<float>& v) {
-  const ModelConfig& c = source_->config;
+  const ModelConfig& c = source_.config;
   Kept& kept = kept_[layer];
   const RopeView rope = rope_.view();
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
@@ -182,8 +213,8 @@ void Receiver::gather(std::span<const Reading> batch, int layer, const std::vect
 }
 
 void Receiver::attention(std::span<const Reading> batch, int layer) {
-  const ModelConfig& c = source_->config;
-  const LayerTensors& w = source_->layers[layer];
+  const ModelConfig& c = source_.config;
+  const LayerTensors& w = source_.layers[layer];
   const Layer& own = layers_[layer];
   Kept& kept = kept_[layer];
   kept.x = x_;
@@ -218,8 +249,8 @@ void Receiver::attention(std::span<const Reading> batch, int layer) {
 }
 
 void Receiver::ffn(int layer) {
-  const ModelConfig& c = source_->config;
-  const LayerTensors& w = source_->layers[layer];
+  const ModelConfig& c = source_.config;
+  const LayerTensors& w = source_.layers[layer];
   Kept& kept = kept_[layer];
   kept.middle = x_;
   norm(x_, layers_[layer].ffn_norm, normed_);
@@ -233,26 +264,61 @@ void Receiver::ffn(int layer) {
   gemm_->forward(wide_.data(), tokens_, w.down, {x_.data(), c.model_dim, true});
 }
 
-// The loss; x_ becomes the gradient of what the last layer left there.
-double Receiver::score(std::span<Reading> batch, bool gradients) {
-  const ModelConfig& c = source_->config;
+// Logits of the rows become gradients; nll [rows]. teachers [rows]: states, or null.
+void Receiver::score_rows(std::span<const float* const> teachers, std::span<const TokenId> wanted,
+                          float share, float weight, float* nll) {
+  const ModelConfig& c = source_.config;
+  const auto rows = static_cast<int64_t>(wanted.size());
+  const int64_t vocabulary = c.vocab_size;
+  const bool taught =
+      share > 0 && std::any_of(teachers.begin(), teachers.end(), [](const float* t) { return t; });
+  if (taught) {
+    teacher_states_.assign(static_cast<size_t>(rows * c.model_dim), 0.0F);
+    teacher_logits_.resize(static_cast<size_t>(rows * vocabulary));
+    for (int64_t r = 0; r < rows; ++r)
+      if (teachers[r] != nullptr) std::copy_n(teachers[r], c.model_dim, &teacher_states_[r * c.model_dim]);
+    gemm_->forward(teacher_states_.data(), rows, source_.output, {teacher_logits_.data(), vocabulary});
+  }
+  gemm_->pool().run(rows, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* logits = logits_.data() + r * vocabulary;
+      const bool soft = taught && teachers[r] != nullptr;
+      nll[r] = cross_entropy(gemm_->kernels(), logits, vocabulary, wanted[r], weight);
+      if (!soft) continue;
+      // From p - token to p - (1 - share) token - share teacher.
+      float* teacher = teacher_logits_.data() + r * vocabulary;
+      gemm_->kernels().softmax(teacher, vocabulary);
+      for (int64_t i = 0; i < vocabulary; ++i) logits[i] -= weight * share * teacher[i];
+      logits[wanted[r]] += weight * share;
+    }
+  });
+}
+
+// The mean NLL; x_ becomes the gradient of what the last layer left there.
+double Receiver::score(std::span<Reading> batch, bool gradients, float share) {
+  const ModelConfig& c = source_.config;
   norm(x_, output_norm_, normed_);
   std::vector<TokenId> wanted;
-  for (const Reading& reading : batch)
+  std::vector<const float*> teachers;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const Reading& reading = batch[i];
     wanted.insert(wanted.end(), reading.tokens.begin() + 1, reading.tokens.end());
+    for (int64_t t = 0; t < reading.scored(); ++t)
+      teachers.push_back(reading.teacher == nullptr ? nullptr : reading.teacher + t * c.model_dim);
+    if (reading.states != nullptr)
+      std::copy_n(&normed_[int64_t{sequences_[i].first} * c.model_dim],
+                  int64_t{reading.scored()} * c.model_dim, reading.states);
+  }
   std::vector<float> nll(wanted.size());
   const float weight = 1.0F / static_cast<float>(tokens_);
   logits_.resize(static_cast<size_t>(std::min(tokens_, kLogitRows)) * c.vocab_size);
   for (int first = 0; first < tokens_; first += kLogitRows) {
-    const int rows = std::min(kLogitRows, tokens_ - first);
+    const auto rows = static_cast<size_t>(std::min(kLogitRows, tokens_ - first));
     float* normed = normed_.data() + int64_t{first} * c.model_dim;
-    gemm_->forward(normed, rows, source_->output, {logits_.data(), c.vocab_size});
-    gemm_->pool().run(rows, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r)
-        nll[first + r] = cross_entropy(gemm_->kernels(), logits_.data() + r * c.vocab_size, c.vocab_size,
-                                       wanted[first + r], weight);
-    });
-    if (gradients) gemm_->backward(logits_.data(), rows, source_->output, {normed, c.model_dim});
+    gemm_->forward(normed, rows, source_.output, {logits_.data(), c.vocab_size});
+    score_rows(std::span(teachers).subspan(first, rows), std::span(wanted).subspan(first, rows), share,
+               weight, &nll[first]);
+    if (gradients) gemm_->backward(logits_.data(), rows, source_.output, {normed, c.model_dim});
   }
   if (gradients)
     rms_norm_gradient(x_.data(), output_norm_.data(), tokens_, c.model_dim, c.norm_epsilon, normed_.data(),
@@ -267,8 +333,8 @@ double Receiver::score(std::span<Reading> batch, bool gradients) {
 }
 
 void Receiver::ffn_back(int layer) {
-  const ModelConfig& c = source_->config;
-  const LayerTensors& w = source_->layers[layer];
+  const ModelConfig& c = source_.config;
+  const LayerTensors& w = source_.layers[layer];
   Kept& kept = kept_[layer];
   gemm_->backward(x_.data(), tokens_, w.down, {wide_.data(), c.ffn_dim});
   gemm_->pool().run(tokens_, [&](int64_t begin, int64_t end, int) {
@@ -285,7 +351,7 @@ void Receiver::ffn_back(int layer) {
 // Gradients by lane become those of the context's rows and of the tokens' own k and v; those of queries are
 // turned back.
 void Receiver::scatter(std::span<Reading> batch, int layer, std::vector<float>& k, std::vector<float>& v) {
-  const ModelConfig& c = source_->config;
+  const ModelConfig& c = source_.config;
   const RopeView rope = rope_.view();
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
   const auto sequences = static_cast<int64_t>(sequences_.size());
@@ -319,8 +385,8 @@ void Receiver::scatter(std::span<Reading> batch, int layer, std::vector<float>& 
 }
 
 void Receiver::attention_back(std::span<Reading> batch, int layer) {
-  const ModelConfig& c = source_->config;
-  const LayerTensors& w = source_->layers[layer];
+  const ModelConfig& c = source_.config;
+  const LayerTensors& w = source_.layers[layer];
   const Layer& own = layers_[layer];
   Kept& kept = kept_[layer];
   gemm_->backward(x_.data(), tokens_, w.wo, {attended_.data(), int64_t{c.heads} * c.head_dim});
@@ -354,19 +420,19 @@ void Receiver::attention_back(std::span<Reading> batch, int layer) {
                     normed_.data(), true, x_.data());
 }
 
-Result<double> Receiver::read(std::span<Reading> batch) {
+Result<double> Receiver::read(std::span<Reading> batch, float share) {
   KVFOLD_RETURN_IF_ERROR(check(batch));
   if (batch.empty()) return 0.0;
   const bool gradients =
       std::any_of(batch.begin(), batch.end(), [](const Reading& r) { return r.gradient != nullptr; });
   plan(batch);
   embed(batch);
-  const int layers = source_->config.layers;
+  const int layers = source_.config.layers;
   for (int l = 0; l < layers; ++l) {
     attention(batch, l);
     ffn(l);
   }
-  const double loss = score(batch, gradients);
+  const double loss = score(batch, gradients, share);
   for (int l = layers - 1; gradients && l >= 0; --l) {
     ffn_back(l);
     attention_back(batch, l);

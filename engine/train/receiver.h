@@ -24,20 +24,28 @@ struct Reading {
   std::span<const TokenId> tokens;  // the first is fed, the others are fed and scored; at least 2
   float* gradient = nullptr;        // like rows, overwritten: d (loss of the batch) / d rows; may be null
   double nll = 0;                   // out: summed over the scored tokens, nats
+  // Where the states that give the logits go, [scored][model_dim], or null.
+  float* states = nullptr;
+  // States of another reading of the same tokens, whose distributions are to be matched, or null.
+  const float* teacher = nullptr;
   int scored() const { return static_cast<int>(tokens.size()) - 1; }
 };
 
 class Receiver {
  public:
-  // Errors: no memory; a model whose keys RoPE turns in part. REQUIRES: `gemm` outlives this and is used by
-  // nobody else meanwhile; the source's storage stays.
-  static Result<std::unique_ptr<Receiver>> create(const ModelSource& source, Gemm& gemm);
+  // Where the weights are decoded: as they are met, or once, into memory of their own (decoded_bytes()).
+  enum class Weights { kAsMet, kOnce };
 
-  // Reads all as one batch. The batch's loss is the mean NLL over all its scored tokens; returned. Gradients
-  // are made where at least one reading wants them. Errors: a token outside the vocabulary, fewer than two
-  // tokens. A reading's numbers do not depend on the others in the batch, but for the mean's weight in the
-  // gradients.
-  Result<double> read(std::span<Reading> batch);
+  // REQUIRES: `gemm` outlives this and is used by nobody else meanwhile; the source's storage stays.
+  static std::unique_ptr<Receiver> create(const ModelSource& source, Gemm& gemm, Weights weights);
+  static int64_t decoded_bytes(const ModelSource& source);
+
+  // Reads all as one batch; returns the mean NLL over all its scored tokens. That is the loss; of readings
+  // with a teacher, `share` of it is the cross-entropy with the teacher's distribution in place of the token
+  // (Hinton et al. 2015, arXiv:1503.02531). Gradients are made where at least one reading wants them. Errors:
+  // a token outside the vocabulary, fewer than two tokens. A reading's numbers do not depend on the others in
+  // the batch, but for the mean's weight in the gradients.
+  Result<double> read(std::span<Reading> batch, float share = 0);
 
   // Bytes that reading `tokens` tokens behind `rows` context rows takes, over all sequences of a batch whose
   // longest sees `longest` rows.
@@ -65,7 +73,8 @@ class Receiver {
     int64_t weight;  // where its attention weights begin
   };
 
-  Receiver(const ModelSource& source, Gemm& gemm) : source_(&source), gemm_(&gemm), rope_(source.config) {}
+  Receiver(const ModelSource& source, Gemm& gemm) : source_(source), gemm_(&gemm), rope_(source.config) {}
+  void decode_weights();
   Status check(std::span<const Reading> batch) const;
   void plan(std::span<const Reading> batch);
   void embed(std::span<const Reading> batch);
@@ -74,13 +83,16 @@ class Receiver {
   void gather(std::span<const Reading> batch, int layer, const std::vector<float>& k,
               const std::vector<float>& v);
   void ffn(int layer);
-  double score(std::span<Reading> batch, bool gradients);
+  double score(std::span<Reading> batch, bool gradients, float share);
+  void score_rows(std::span<const float* const> teachers, std::span<const TokenId> wanted, float share,
+                  float weight, float* nll);
   void ffn_back(int layer);
   void attention_back(std::span<Reading> batch, int layer);
   void scatter(std::span<Reading> batch, int layer, std::vector<float>& k, std::vector<float>& v);
   AttentionGroup group(std::span<const Reading> batch, int layer, int sequence, int head);
 
-  const ModelSource* source_;
+  ModelSource source_;
+  std::vector<std::vector<float>> decoded_;
   Gemm* gemm_;
   RopeTables rope_;
   std::vector<Layer> layers_;
@@ -98,7 +110,7 @@ class Receiver {
   std::vector<float> k_, v_;     // [tokens][kv_heads * head_dim]
   std::vector<float> key_gradients_, value_gradients_;  // as Kept::keys
   std::vector<float> query_gradients_;                  // as Kept::q
-  std::vector<float> logits_;
+  std::vector<float> logits_, teacher_logits_, teacher_states_;
   std::vector<GemmScratch> scratch_;        // [threads]
   std::vector<std::vector<float>> memory_;  // [threads]
 };
