@@ -16,7 +16,7 @@ RUNS := run-2a run-2b run-2c run-2d
 FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
-.PHONY: all help install install-tidy install-page page-script weights weights-all corpus fit-projector run-2e projector-self release report rate test test-release \
+.PHONY: all help install install-tidy install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
@@ -99,6 +99,11 @@ fit-projector: build/release/build.ninja weights-all corpus ## fit ridge project
 	@cmake --build build/release -j $(JOBS) --target fit_projector >&2
 	@build/release/experiments/fit_projector --source $(SOURCE) --target $(TARGET) --sums weights/cache/projector/sums \
 	  --out $(PROJECTORS) $(ARGS)
+
+train-projector: build/release/build.ninja weights-all corpus ## train SOURCE-to-TARGET from the kept ridge through the receiver: hours
+	@cmake --build build/release -j $(JOBS) --target train_projector >&2
+	@build/release/experiments/train_projector --source $(SOURCE) --target $(TARGET) \
+	  --from weights/projectors/$(SOURCE)-to-$(TARGET).safetensors --out weights/cache/projector/$(SOURCE)-to-$(TARGET)-trained.safetensors $(ARGS)
 
 projector-self: build/release/build.ninja weights-all corpus ## control: SOURCE projected to itself closes 99% of the gap, or this fails
 	@cmake --build build/release -j $(JOBS) --target fit_projector >&2

@@ -110,6 +110,46 @@ TEST_P(Kind, GradientsAreThoseOfCentralDifferences) {
     EXPECT_LT(difference, 5e-4 * largest) << name;  // observed: at most 6e-5
   }
 }
+// What is trained is what is used: from a file, by the kind's projector, with the gates open or shut.
+TEST_P(Kind, AppliesAsItWasTrained) {
+  const TemporaryFolder folder;
+  const ProjectorData data = make_data(GetParam(), {3, 2, 3}, {2, 2, 4});
+  ASSERT_TRUE(save_projector(data, folder.file("p")).ok());
+  Result<ProjectorData> loaded = load_projector(folder.file("p"));
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const Result<std::unique_ptr<Projector>> projector = make_projector(std::move(*loaded));
+  ASSERT_TRUE(projector.ok()) << projector.status().message();
+  ThreadPool pool(2);
+  Gemm gemm(pool, *select_cpu_kernels());
+  const std::vector<float> x = gaussian_tensor({4, (*projector)->source_width()}, 20).data;
+  std::vector<float> applied(size_t{4} * (*projector)->target_width());
+  (*projector)->apply(x.data(), 4, true, applied.data(), pool);
+  std::vector<float> gates;
+  if (data.kind == "fuser")
+    for (const float logit : data.tensors.at("fuser.gate").data) gates.push_back(logit > 0 ? 1.0F : 0.0F);
+  ProjectorActivations a;
+  std::vector<float> passed(applied.size());
+  ProjectorPass::create(data)->forward(data, gemm, x.data(), {1, 0, 0, 0}, gates, a, passed.data());
+  for (size_t i = 0; i < applied.size(); ++i) ASSERT_NEAR(applied[i], passed[i], 1e-5) << i;  // observed: 0
+}
+
+TEST_P(Kind, RefusesTensorsThatDoNotFit) {
+  const CacheShape source{3, 2, 3};
+  const CacheShape target{2, 2, 4};
+  for (const auto& [name, tensor] : make_data(GetParam(), source, target).tensors) {
+    ProjectorData data = make_data(GetParam(), source, target);
+    if (name != "ridge.first") {
+      data.tensors.erase(name);
+      EXPECT_FALSE(make_projector(data).ok()) << name;
+    }
+    data.tensors[name] = gaussian_tensor({3, 3}, 1);
+    EXPECT_FALSE(make_projector(data).ok()) << name;
+  }
+  ProjectorData more = make_data(GetParam(), source, target);
+  more.tensors["other.in"] = gaussian_tensor({2}, 1);
+  EXPECT_FALSE(make_projector(more).ok());
+}
+
 INSTANTIATE_TEST_SUITE_P(, Kind, ::testing::Values("ridge", "mlp", "fuser"));
 
 TEST(AdamW, TakesTheStepsOfItsPaper) {
