@@ -127,7 +127,8 @@ Status move_positions(Rows& rows, int begin, int end, int64_t delta) {
   if (delta == 0) return {};
   for (int i = begin; i < end; ++i) {
     const int64_t position = rows.positions[i] + delta;
-    KVFOLD_RETURN_IF_ERROR(check_position(position).with_prefix(fmt::format("row {}: ", i)));
+    if (Status status = check_position(position); !status.ok())
+      return status.with_prefix(fmt::format("row {}: ", i));
     rows.positions[i] = static_cast<int32_t>(position);
     mark(rows, i, Operation::kShift);
   }
