@@ -17,7 +17,7 @@ FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
 .PHONY: all help install install-tidy install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
-        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
 
@@ -211,6 +211,12 @@ test-conversions: release weights-all ## slow: real models as safetensors and ba
 	@.venv-checkpoints/bin/python tests/oracle/make_checkpoints.py --full build/checkpoints
 	@.venv-checkpoints/bin/python tests/oracle/check_checkpoints.py build/release/experiments/kvfold \
 	  weights/cache/smollm2-135m-instruct.gguf weights/cache/qwen2.5-coder-0.5b-instruct.gguf --full build/checkpoints
+
+# With the environment of bench-peer, which builds llama.cpp.
+test-llama-cpp: release weights ## slow: converted models in llama.cpp
+	@[ -x .venv-peer/bin/python ] || $(PYTHON) -m venv .venv-peer
+	@CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peer/bin/python -m pip install --quiet --no-binary llama-cpp-python -r bench/requirements-peer.txt
+	@.venv-peer/bin/python tests/oracle/check_llama_cpp.py build/release/experiments/kvfold weights/cache/smollm2-135m-instruct.gguf
 
 clean: ## remove build/ (weights/cache and runs/ stay)
 	rm -rf build
