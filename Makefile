@@ -92,8 +92,11 @@ corpus: install ## make the texts of phase 2e from Debian's packages, once
 
 run-2e: build/release/build.ninja weights-all corpus ## phase 2e: the cache of SOURCE in TARGET and back
 	@cmake --build build/release -j $(JOBS) --target run_2e >&2
-	@set -e; for pair in $(CROSSINGS); do build/release/experiments/run_2e --source $${pair%-to-*} --target $${pair#*-to-} \
-	  --projector $(PROJECTORS)/$$pair.safetensors --shuffled weights/projectors/shuffled/$$pair.safetensors $(ARGS); done
+	@set -e; for pair in $(CROSSINGS); do \
+	  file=$(PROJECTORS)/$$pair.safetensors; shuffled=weights/projectors/shuffled/$$pair.safetensors; \
+	  [ -f $$file ] || { echo "run-2e: $$file is not there; make fit-projector PROJECTORS=folder makes it" >&2; continue; }; \
+	  build/release/experiments/run_2e --source $${pair%-to-*} --target $${pair#*-to-} --projector $$file \
+	    $$([ ! -f $$shuffled ] || echo --shuffled $$shuffled) $(ARGS); done
 
 fit-projector: build/release/build.ninja weights-all corpus ## fit ridge projectors, as those in weights/projectors were
 	@cmake --build build/release -j $(JOBS) --target fit_projector >&2
