@@ -27,13 +27,12 @@ def spread(values):
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
+silent = ll.llama_log_callback(lambda level, text, data: None)
+
+
 class Peer:
     def __init__(self, path, threads, flash):
         started = time.perf_counter()
-        ll.llama_backend_init()
-        silent = ll.llama_log_callback(lambda level, text, data: None)
-        ll.llama_log_set(silent, None)
-        self.silent = silent
         self.model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
         if not self.model:
             raise SystemExit(f"{path}: llama.cpp does not load it")
@@ -45,6 +44,11 @@ class Peer:
         self.filled = 0
         self.fill(1)
         self.load_to_first_logits_ms = (time.perf_counter() - started) * 1e3
+
+    def close(self):
+        ll.llama_batch_free(self.batch)
+        ll.llama_free(self.context)
+        ll.llama_model_free(self.model)
 
     def make_context(self, threads, flash):
         params = ll.llama_context_default_params()
@@ -116,10 +120,18 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--parts", nargs="*", default=["decode", "prefill", "depth", "batch"])
     options = parser.parse_args()
-    peer = Peer(options.model, options.threads, options.flash)
+    ll.llama_backend_init()
+    ll.llama_log_set(silent, None)
+    loads, first_logits, peer = [], [], None
+    for _ in range(options.repeat):
+        if peer:
+            peer.close()
+        peer = Peer(options.model, options.threads, options.flash)
+        loads.append(peer.load_ms)
+        first_logits.append(peer.load_to_first_logits_ms)
     out = {"model": options.model, "backend": f"llama.cpp (llama-cpp-python {ll.__version__})",
-           "threads": options.threads, "load_ms": peer.load_ms,
-           "load_to_first_logits_ms": peer.load_to_first_logits_ms}
+           "threads": options.threads, "load_ms": spread(loads),
+           "load_to_first_logits_ms": spread(first_logits)}
 
     def measure(name, function, *arguments):
         out[name] = spread([function(*arguments) for _ in range(options.repeat)])

@@ -14,6 +14,7 @@
 // Rows past the matrix's last are zeros with scale 0.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 
@@ -89,51 +90,55 @@ size_t packed_tile_bytes(const MatrixView& weight) {
   return static_cast<size_t>(weight.columns / kGroup) * sizeof(PackedBlock<Format>);
 }
 
-// A group's integers brought to one form, whatever its format: low four bits as GGUF's Q4_0 has them (column
-// c and c + 16 in byte c), the bits above them one plane a bit.
-struct GroupBits {
-  uint32_t low[4];     // kBits 8: unused
-  uint32_t planes[2];  // bit c: bit 4, and bit 5, of column c
+// Where bit 4 of a block's 5-bit integers is gathered: word j holds it of vector j, 4 bits a row.
+struct HighPlane {
+  uint64_t words[8] = {};
+  KVFOLD_HD void add(int j, int row, uint32_t nibble) {
+    words[j] |= static_cast<uint64_t>(nibble) << (4 * row);
+  }
 };
 
+// Integers as the file stores them: low four bits as GGUF's Q4_0 has them (column c and c + 16 in byte c),
+// which is how vectors share bytes here too, and bit 4 of all columns in one word.
 template <class Format>
-KVFOLD_HD inline GroupBits group_bits(const QuantGroup& w) {
-  GroupBits out{};
-  uint8_t low[16];
-  for (int c = 0; c < 16; ++c)
-    low[c] = static_cast<uint8_t>(((w.q[c] + PackedTraits<Format>::kOffset) & 15) |
-                                  ((w.q[c + 16] + PackedTraits<Format>::kOffset) & 15) << 4);
-  std::memcpy(out.low, low, sizeof low);
-  for (int c = 0; c < kGroup; ++c) {
-    const auto u = static_cast<uint32_t>(w.q[c] + PackedTraits<Format>::kOffset);
-    out.planes[0] |= (u >> 4 & 1) << c;
-    out.planes[1] |= (u >> 5 & 1) << c;
-  }
-  return out;
-}
-
-template <class Format>
-KVFOLD_HD inline void pack_bits(const GroupBits& bits, int row, PackedBlock<Format>& block) {
-  for (int j = 0; j < 4; ++j) std::memcpy(block.q + 64 * j + 4 * row, &bits.low[j], 4);
+KVFOLD_HD inline void pack_stored(const typename Format::Block& from, int row, PackedBlock<Format>& block,
+                                  HighPlane& plane) {
+  for (int j = 0; j < 4; ++j) std::memcpy(block.q + 64 * j + 4 * row, from.qs + 4 * j, 4);
   if constexpr (PackedTraits<Format>::kBits == 5) {
-    for (int j = 0; j < 8; ++j) {
-      const uint32_t nibble = bits.planes[0] >> (4 * j) & 15;
-      uint8_t& at = block.high[8 * j + row / 2];
-      at = static_cast<uint8_t>(at | nibble << (4 * (row % 2)));
-    }
+    const uint32_t bits = load_u32(from.qh);
+    for (int j = 0; j < 8; ++j) plane.add(j, row, bits >> (4 * j) & 15);
+  }
+}
+
+// Integers of any format of up to 6 bits, four columns a word.
+template <class Format>
+KVFOLD_HD inline void pack_decoded(const QuantGroup& w, int row, PackedBlock<Format>& block,
+                                   HighPlane& plane) {
+  uint8_t u[kGroup];
+  for (int c = 0; c < kGroup; ++c) u[c] = static_cast<uint8_t>(w.q[c] + PackedTraits<Format>::kOffset);
+  uint32_t words[8];
+  std::memcpy(words, u, sizeof words);
+  constexpr uint32_t kLow = 0x0F0F0F0F;
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t pairs = (words[j] & kLow) | (words[j + 4] & kLow) << 4;
+    std::memcpy(block.q + 64 * j + 4 * row, &pairs, sizeof pairs);
+  }
+  if constexpr (PackedTraits<Format>::kBits == 5) {
+    // The product brings the lowest bits of four bytes side by side to the top.
+    for (int j = 0; j < 8; ++j) plane.add(j, row, (words[j] >> 4 & 0x01010101U) * 0x10204080U >> 28);
   } else if constexpr (PackedTraits<Format>::kBits == 6) {
-    for (int c = 0; c < kGroup; ++c) {
-      const uint32_t two = (bits.planes[0] >> c & 1) | (bits.planes[1] >> c & 1) << 1;
-      uint8_t& at = block.high[64 * (c / 16) + 4 * row + c % 4];
-      at = static_cast<uint8_t>(at | two << (2 * (c / 4 % 4)));
+    for (int half = 0; half < 2; ++half) {
+      uint32_t high = 0;
+      for (int j = 0; j < 4; ++j) high |= (words[4 * half + j] >> 4 & 0x03030303U) << (2 * j);
+      std::memcpy(block.high + 64 * half + 4 * row, &high, sizeof high);
     }
   }
 }
 
-// Packs group `g` of row `row` of a tile. `block` was zeros.
+// Packs group `g` of row `row` of a tile.
 template <class Format>
 KVFOLD_HD inline void pack_group(const typename Format::Block& from, int g, int row,
-                                 PackedBlock<Format>& block) {
+                                 PackedBlock<Format>& block, HighPlane& plane) {
   constexpr bool kAsStored = !PackedTraits<Format>::kFactors && PackedTraits<Format>::kBits < 6;
   if constexpr (PackedTraits<Format>::kBits == 8) {
     for (int j = 0; j < 8; ++j) {
@@ -143,14 +148,11 @@ KVFOLD_HD inline void pack_group(const typename Format::Block& from, int g, int 
       std::memcpy(block.q + 64 * j + 4 * row, &four, 4);
     }
   } else if constexpr (kAsStored) {
-    GroupBits bits{};
-    std::memcpy(bits.low, from.qs, sizeof from.qs);
-    if constexpr (PackedTraits<Format>::kBits == 5) std::memcpy(bits.planes, from.qh, sizeof from.qh);
-    pack_bits<Format>(bits, row, block);
+    pack_stored<Format>(from, row, block, plane);
   } else {
     QuantGroup w;
     Format::group(from, g, w);
-    pack_bits<Format>(group_bits<Format>(w), row, block);
+    pack_decoded<Format>(w, row, block, plane);
     if constexpr (Format::kHasSubScales)
       for (int half = 0; half < 2; ++half)
         block.sub[half * kTileRows + row] = static_cast<int8_t>(w.sub[half]);
@@ -166,7 +168,8 @@ KVFOLD_HD inline void pack_group(const typename Format::Block& from, int g, int 
   }
 }
 
-// Packs tiles [begin, end) to `out`, which is where tile 0 begins.
+// Packs tiles [begin, end) to `out`, which is where tile 0 begins. Block by block, so that each is written in
+// one go.
 template <class Format>
 KVFOLD_HD inline void pack_tiles(const MatrixView& weight, int64_t begin, int64_t end, std::byte* out) {
   constexpr int kGroups = Format::kBlockElements / kGroup;
@@ -175,12 +178,16 @@ KVFOLD_HD inline void pack_tiles(const MatrixView& weight, int64_t begin, int64_
   const auto* matrix = reinterpret_cast<const typename Format::Block*>(weight.data);
   auto* packed = reinterpret_cast<PackedBlock<Format>*>(out);
   for (int64_t tile = begin; tile < end; ++tile) {
-    PackedBlock<Format>* to = packed + tile * groups;
-    std::memset(static_cast<void*>(to), 0, packed_tile_bytes<Format>(weight));
-    for (int r = 0; r < kTileRows && tile * kTileRows + r < weight.rows; ++r)
-      for (int64_t g = 0; g < groups; ++g)
-        pack_group<Format>(matrix[(tile * kTileRows + r) * blocks + g / kGroups],
-                           static_cast<int>(g % kGroups), r, to[g]);
+    const auto* rows = matrix + tile * kTileRows * blocks;
+    const auto count = static_cast<int>(std::min<int64_t>(kTileRows, weight.rows - tile * kTileRows));
+    for (int64_t g = 0; g < groups; ++g) {
+      PackedBlock<Format>& to = packed[tile * groups + g];
+      if (count < kTileRows) std::memset(static_cast<void*>(&to), 0, sizeof to);
+      HighPlane plane;
+      for (int r = 0; r < count; ++r)
+        pack_group<Format>(rows[r * blocks + g / kGroups], static_cast<int>(g % kGroups), r, to, plane);
+      if constexpr (PackedTraits<Format>::kBits == 5) std::memcpy(to.high, plane.words, sizeof to.high);
+    }
   }
 }
 
