@@ -94,7 +94,7 @@ run-2e: build/release/build.ninja weights-all corpus ## phase 2e: the cache of S
 	@cmake --build build/release -j $(JOBS) --target run_2e >&2
 	@set -e; for pair in $(CROSSINGS); do \
 	  file=$(PROJECTORS)/$$pair.safetensors; shuffled=weights/projectors/shuffled/$$pair.safetensors; \
-	  [ -f $$file ] || { echo "run-2e: $$file is not there; make fit-projector PROJECTORS=folder makes it" >&2; continue; }; \
+	  [ -f $$file ] || { echo "run-2e: $$file is not there; make fit-projector PROJECTORS=folder makes it" >&2; exit 1; }; \
 	  build/release/experiments/run_2e --source $${pair%-to-*} --target $${pair#*-to-} --projector $$file \
 	    $$([ ! -f $$shuffled ] || echo --shuffled $$shuffled) $(ARGS); done
 

@@ -170,6 +170,46 @@ TEST(RidgeProjector, RefusesTensorsThatDoNotFit) {
   EXPECT_THAT(refusal(data), HasSubstr("unknown kind 'magic', expected one of ridge"));
 }
 
+// SmolLM2-135M, SmolLM2-360M, TinyLlama-1.1B, Qwen2.5-0.5B, each to each and to itself.
+TEST(RidgeProjector, CrossesBetweenTheShapesOfAllModelsOfThePlan) {
+  constexpr CacheShape kShapes[] = {{30, 3, 64}, {32, 5, 64}, {22, 4, 64}, {24, 2, 64}};
+  ThreadPool threads(2);
+  for (const CacheShape& from : kShapes)
+    for (const CacheShape& to : kShapes) {
+      const int64_t in = row_width(from);
+      const int64_t out = row_width(to);
+      // Every target dimension is the sum of two source dimensions and its own number.
+      ProjectorData data{"ridge", {"", "", from}, {"", "", to}, {}, {}};
+      data.tensors["ridge.mean_in"] = {{in}, std::vector<float>(static_cast<size_t>(in))};
+      data.tensors["ridge.scale_in"] = {{in}, std::vector<float>(static_cast<size_t>(in), 1.0F)};
+      data.tensors["ridge.scale_out"] = {{out}, std::vector<float>(static_cast<size_t>(out), 1.0F)};
+      ProjectorTensor own{{out}, {}};
+      for (int64_t i = 0; i < out; ++i) own.data.push_back(static_cast<float>(i % 512));
+      data.tensors["ridge.mean_out"] = own;
+      ProjectorTensor down{{1, in}, std::vector<float>(static_cast<size_t>(in))};
+      down.data.front() = down.data.back() = 1;
+      data.tensors["ridge.down"] = down;
+      data.tensors["ridge.up"] = {{out, 1}, std::vector<float>(static_cast<size_t>(out), 1.0F)};
+      const auto projector = make_projector(std::move(data));
+      ASSERT_TRUE(projector.ok()) << projector.status().message();
+      std::vector<float> x(static_cast<size_t>(2 * in));
+      x[static_cast<size_t>(in)] = 3;
+      x.back() = 4;
+      std::vector<float> y(static_cast<size_t>(2 * out));
+      projector.value()->apply(x.data(), 2, true, y.data(), threads);
+      const auto pool = PagePool::create(CacheType::kF32, to.head_dim, size_t{1} << 30);
+      ASSERT_TRUE(pool.ok());
+      const std::vector<TokenId> tokens = {1, 2};
+      const auto cache = cache_of_rows(pool.value(), to, tokens, y.data(), "x");
+      ASSERT_TRUE(cache.ok());
+      std::vector<float> lane(static_cast<size_t>(to.head_dim));
+      cache.value().load(Part::kValue, to.layers - 1, to.kv_heads - 1, 1, lane.data());
+      EXPECT_EQ(lane.back(), static_cast<float>((out - 1) % 512) + 7);
+      cache.value().load(Part::kKey, 0, 0, 0, lane.data());
+      EXPECT_EQ(lane[5], 5);
+    }
+}
+
 TEST(ProjectorFile, HoldsWhatWasSaved) {
   const TemporaryFolder folder;
   const ProjectorData data = random_ridge(5);
