@@ -4,20 +4,26 @@
 #   MODEL=name   a model of weights/models.json, or an alias
 #   ARGS='...'   passed on to the program that a target runs
 #   JOBS=n       parallel compilations and tests
+#   TARGET=name  of `fuzz`: gguf, safetensors, cache, tokenizer, prompts, json; SECONDS=n, MINUTES=n: how long
 #   RUN=folder   of `report` and `rate`: one or more runs, or a folder of runs
 
 MODEL ?= smollm2-135m-instruct
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?= python3
+TARGET ?= gguf
+SECONDS ?= 60
+MINUTES ?= 10
+FUZZ_TARGETS := gguf safetensors cache tokenizer prompts json
 
 CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
 RUNS := run-2a run-2b run-2c run-2d
 FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
-.PHONY: all help install install-tidy install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
-        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+.PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
+        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults test-mutants \
+        test-differential test-coverage fuzz fuzz-smoke fuzz-corpus soak $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
 
@@ -35,6 +41,9 @@ install:
 
 install-tidy:
 	@.ci/install tidy
+
+install-fuzz:
+	@.ci/install fuzz
 
 install-page:
 	@.ci/install page
@@ -183,6 +192,60 @@ INTEROP_PYTHON ?= .venv-interop/bin/python
 
 test-interop: release weights-all $(INTEROP_PYTHON) ## caches to transformers and back, with the same weights on both sides
 	@$(INTEROP_PYTHON) tests/interop/test_interop.py -v
+
+# ---- hostile files, faults, load ----
+
+# What is found lies in build/fuzz/found-*; what it grows, in build/fuzz/corpus, is gone on with.
+FUZZ_RUN = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/tests/fuzz/fuzz_$(1) -max_total_time=$(SECONDS) -max_len=16384 \
+  -timeout=10 -rss_limit_mb=1024 -reload=0 -print_final_stats=1 -artifact_prefix=build/fuzz/found-$(1)- \
+  $(if $(filter prompts json,$(1)),-dict=tests/fuzz/json.dict) build/fuzz/corpus/$(1) tests/fuzz/corpus/$(1)
+
+fuzz: install-fuzz build/fuzz/build.ninja ## fuzz TARGET=gguf|safetensors|cache|tokenizer|prompts|json for SECONDS=60
+	@cmake --build build/fuzz -j $(JOBS) --target fuzz_$(TARGET)
+	@$(call FUZZ_RUN,$(TARGET))
+
+fuzz-smoke: install-fuzz build/fuzz/build.ninja ## every target for SECONDS, JOBS at a time
+	@cmake --build build/fuzz -j $(JOBS)
+	@$(MAKE) --no-print-directory -j $(JOBS) $(addprefix fuzz-smoke-,$(FUZZ_TARGETS))
+
+fuzz-smoke-%:
+	@($(call FUZZ_RUN,$*)) >build/fuzz/$*.log 2>&1 || { tail -n 40 build/fuzz/$*.log >&2; exit 1; }
+	@echo "fuzz $*: $$(sed -nE 's/^stat::number_of_executed_units: *//p' build/fuzz/$*.log) executions, nothing found"
+
+fuzz-corpus: build/release/build.ninja install ## make the seeds of fuzzing anew
+	@cmake --build build/release -j $(JOBS) --target fuzz_make_corpus
+	@build/release/tests/fuzz/fuzz_make_corpus tests/fuzz/corpus
+
+test-faults: build/release/build.ninja install ## every fault of the system rather than a sample, and 1,000 processes killed
+	@cmake --build build/release -j $(JOBS) --target faults_test faults_cli_test
+	@build/release/tests/faults_test --gtest_brief=1
+	@KVFOLD_EVERY_FAULT=1 KVFOLD_KILLS=1000 build/release/tests/faults_cli_test --gtest_brief=1
+
+test-mutants: install ## 52 faults planted in the code: do the tests notice?
+	@$(PYTHON) tests/mutants.py --jobs $(JOBS)
+
+test-differential: build/release/build.ninja install ## verdicts on 10,000 damaged files of each format, against PyPI's readers
+	@cmake --build build/release -j $(JOBS) --target fuzz_verdicts
+	@[ -x .venv-differential/bin/python ] || $(PYTHON) -m venv .venv-differential
+	@.venv-differential/bin/python -m pip install --quiet -r tests/oracle/requirements-differential.txt
+	@.venv-differential/bin/python tests/oracle/differential.py build/release/tests/fuzz/fuzz_verdicts $(ARGS)
+
+# Branches of exceptions, which every call has, are not counted; nor is what is outside these folders.
+COVERED := gguf_test safetensors_test known_attacks_test checkpoint_test spm_test convert_test cache_file_test kv_ops_test \
+  kv_property_test statistics_test fuzz_corpus_test
+test-coverage: install ## lines and branches of loaders and engine/kv that the tests reach
+	@[ -x .venv-coverage/bin/gcovr ] || { $(PYTHON) -m venv .venv-coverage; \
+	  .venv-coverage/bin/python -m pip install --quiet -r tests/requirements-coverage.txt; }
+	@cmake --preset coverage >/dev/null
+	@cmake --build build/coverage -j $(JOBS) --target $(COVERED)
+	@find build/coverage -name '*.gcda' -delete
+	@set -e; for test in $(COVERED); do build/coverage/tests/$$test --gtest_brief=1; done
+	@.venv-coverage/bin/gcovr --root . --object-directory build/coverage --filter loaders/ --filter engine/kv/ \
+	  --filter engine/safetensors.cpp --exclude-throw-branches --exclude-unreachable-branches --print-summary --branches $(ARGS)
+
+soak: build/release/build.ninja install ## caches made, changed and dropped at random for MINUTES=10, at bounded memory
+	@cmake --build build/release -j $(JOBS) --target load_test
+	@KVFOLD_SOAK_MINUTES=$(MINUTES) build/release/tests/load_test
 
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test

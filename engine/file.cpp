@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
 
 namespace kvfold {
 namespace {
@@ -17,14 +19,70 @@ Status system_error(const std::string& path, const char* what) {
   return Status::error(fmt::format("{}: cannot {}: {}", path, what, std::strerror(errno)));
 }
 
+// Paths with a mark beside each, in memory that is there from the start, so that a signal handler may read
+// it.
+template <size_t kSlots>
+class SignalSafeList {
+ public:
+  // The place taken; -1 where none is free or the path is too long. REQUIRES: mark != null.
+  int add(const void* mark, size_t size, const std::string& path) {
+    if (path.size() >= kMostPath) return -1;
+    const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < kSlots; ++i) {
+      Slot& slot = slots_[i];
+      if (slot.mark.load() != nullptr) continue;
+      std::memcpy(slot.path, path.c_str(), path.size() + 1);
+      slot.size.store(size);
+      slot.mark.store(mark);
+      return static_cast<int>(i);
+    }
+    return -1;
+  }
+  void remove(int place) {
+    if (place >= 0) slots_[place].mark.store(nullptr);
+  }
+  const char* find(const void* address) const {
+    const auto* at = static_cast<const std::byte*>(address);
+    for (const Slot& slot : slots_) {
+      const auto* mark = static_cast<const std::byte*>(slot.mark.load());
+      if (mark != nullptr && at >= mark && at < mark + slot.size.load()) return slot.path;
+    }
+    return nullptr;
+  }
+  template <class F>
+  void each(F&& f) const {
+    for (const Slot& slot : slots_)
+      if (slot.mark.load() != nullptr) f(slot.path);
+  }
+
+ private:
+  static constexpr size_t kMostPath = 1024;
+  struct Slot {
+    std::atomic<const void*> mark{nullptr};
+    std::atomic<size_t> size{0};
+    char path[kMostPath] = {};
+  };
+  std::mutex mutex_;
+  Slot slots_[kSlots];
+};
+
+SignalSafeList<256> mappings;
+SignalSafeList<64> temporaries;
+
 }  // namespace
+
+const char* mapped_path(const void* address) { return mappings.find(address); }
+void remove_temporary_files() {
+  temporaries.each([](const char* path) { ::unlink(path); });
+}
 
 MappedFile::MappedFile(std::string path, const std::byte* data, size_t size)
     : path_(std::move(path)), data_(data), size_(size) {}
 
 MappedFile::~MappedFile() {
+  mappings.remove(known_);
   // munmap wants a pointer to non-const, though it does not write.
-  if (size_ != 0) munmap(const_cast<std::byte*>(data_), size_);
+  if (owned_.empty() && size_ != 0) munmap(const_cast<std::byte*>(data_), size_);
 }
 
 Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& path) {
@@ -45,47 +103,66 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& pa
   void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
   ::close(fd);
   if (data == MAP_FAILED) return system_error(path, "map");
-  return std::shared_ptr<const MappedFile>(new MappedFile(path, static_cast<const std::byte*>(data), size));
+  std::shared_ptr<MappedFile> file(new MappedFile(path, static_cast<const std::byte*>(data), size));
+  file->opened_ = info;
+  file->known_ = mappings.add(data, size, path);
+  return std::shared_ptr<const MappedFile>(std::move(file));
+}
+
+std::shared_ptr<const MappedFile> MappedFile::of_bytes(const std::string& path,
+                                                       std::vector<std::byte> bytes) {
+  std::shared_ptr<MappedFile> file(new MappedFile(path, nullptr, bytes.size()));
+  file->owned_ = std::move(bytes);
+  file->data_ = file->owned_.data();
+  return file;
+}
+
+Status MappedFile::unchanged() const {
+  struct stat now {};
+  if (!owned_.empty() || stat(path_.c_str(), &now) != 0) return {};
+  if (now.st_dev != opened_.st_dev || now.st_ino != opened_.st_ino) return {};
+  if (now.st_size == opened_.st_size && now.st_mtim.tv_sec == opened_.st_mtim.tv_sec &&
+      now.st_mtim.tv_nsec == opened_.st_mtim.tv_nsec)
+    return {};
+  return Status::error(path_ + ": the file was changed while it was in use");
 }
 
 void MappedFile::release(std::span<const std::byte> part) const {
-  if (part.data() < data_ || part.data() + part.size() > data_ + size_) return;
+  if (!owned_.empty() || part.data() < data_ || part.data() + part.size() > data_ + size_) return;
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (static_cast<size_t>(part.data() - data_) + page - 1) / page * page;
   const size_t end = (static_cast<size_t>(part.data() - data_) + part.size()) / page * page;
   if (begin < end) madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
-AtomicFile::AtomicFile(std::string path, std::string temporary, int fd)
-    : path_(std::move(path)), temporary_(std::move(temporary)), fd_(fd) {}
+AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".XXXXXX") {}
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),
       temporary_(std::move(other.temporary_)),
-      fd_(std::exchange(other.fd_, -1)) {}
+      fd_(std::exchange(other.fd_, -1)),
+      known_(std::exchange(other.known_, -1)) {}
 
 AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(temporary_.c_str());
+  if (fd_ >= 0) {
+    ::close(fd_);
+    ::unlink(temporary_.c_str());
+  }
+  temporaries.remove(known_);
 }
 
 Status AtomicFile::fail(const char* what) const { return system_error(path_, what); }
 
 Result<AtomicFile> AtomicFile::create(const std::string& path) {
-  std::string temporary = path + ".XXXXXX";
-  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
-  if (fd < 0) return system_error(path, "create");
+  AtomicFile out(path);  // whose memory is there before the file is, and which takes the file away again
+  out.fd_ = mkostemp(out.temporary_.data(), O_CLOEXEC);
+  if (out.fd_ < 0) return system_error(path, "create");
+  out.known_ = temporaries.add(&temporaries, 1, out.temporary_);
   // mkostemp makes files private; a result file gets the mode that open() would have given it.
   const mode_t mask = umask(0);
   umask(mask);
-  if (fchmod(fd, 0666 & ~mask) != 0) {
-    const Status status = system_error(path, "set the mode of");
-    ::close(fd);
-    ::unlink(temporary.c_str());
-    return status;
-  }
-  return AtomicFile(path, std::move(temporary), fd);
+  if (fchmod(out.fd_, 0666 & ~mask) != 0) return system_error(path, "set the mode of");
+  return out;
 }
 
 Status AtomicFile::write(std::span<const std::byte> bytes) {

@@ -16,6 +16,7 @@ Result<std::shared_ptr<Model>> Model::create(ModelSource source, std::shared_ptr
   if (from.tied_output) {
     KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->take_matrix(from.embedding));
   } else {
+    KVFOLD_RETURN_IF_ERROR(check_finite(from, from.embedding));
     KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->backend_->prepare_table(from.embedding));
   }
   KVFOLD_ASSIGN_OR_RETURN(model->output_norm_, model->take_vector(from.output_norm));
@@ -29,6 +30,7 @@ Result<std::shared_ptr<Model>> Model::create(ModelSource source, std::shared_ptr
 
 Result<std::shared_ptr<float>> Model::take_vector(const MatrixView& view) const {
   if (view.data == nullptr) return std::shared_ptr<float>();
+  KVFOLD_RETURN_IF_ERROR(check_finite(source_, view));
   const auto count = static_cast<size_t>(view.rows * view.columns);
   std::vector<float> values(count);
   format_info(view.type).decode(view.data, values.data(), count);
@@ -39,6 +41,7 @@ Result<std::shared_ptr<float>> Model::take_vector(const MatrixView& view) const 
 
 // What the backend has copied need not stay in memory twice.
 Result<std::unique_ptr<Weight>> Model::take_matrix(const MatrixView& view) const {
+  KVFOLD_RETURN_IF_ERROR(check_finite(source_, view));
   KVFOLD_ASSIGN_OR_RETURN(std::unique_ptr<Weight> weight, backend_->prepare(view));
   if (weight->copied() && source_.release) source_.release(view);
   return weight;

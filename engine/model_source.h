@@ -42,6 +42,16 @@ struct ModelSource {
   // Gives the memory of a view's bytes back for now; they are read from the file again when they are looked
   // at. May be empty.
   std::function<void(const MatrixView& view)> release;
+  // An error where the file was written to since it was opened (MappedFile::unchanged). May be empty.
+  std::function<Status()> unchanged;
+  // The name that the file gives a view's tensor. May be empty.
+  std::function<std::string(const MatrixView& view)> name_of;
 };
+
+// Infinity or NaN among the weights would make every result NaN: an error that names file and tensor. A view
+// without data is no error.
+Status check_finite(const ModelSource& source, const MatrixView& view);
+// The same of every tensor.
+Status check_finite(const ModelSource& source);
 
 }  // namespace kvfold

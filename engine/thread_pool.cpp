@@ -3,6 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <exception>
+#include <utility>
 
 namespace kvfold {
 namespace {
@@ -28,7 +30,11 @@ int ThreadPool::available() {
 }
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+  workers_.reserve(static_cast<size_t>(threads));
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+  } catch (const std::exception&) {  // no more threads, or no memory for them: those that are there do the work
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -52,7 +58,12 @@ void ThreadPool::work_on_job(int thread) {
                                        std::memory_order_acquire))
       continue;
     // The job cannot end before this piece does, so what describes it stays.
-    (*work_)(count_ * next / pieces, count_ * (next + 1) / pieces, thread);
+    try {
+      (*work_)(count_ * next / pieces, count_ * (next + 1) / pieces, thread);
+    } catch (...) {  // memory that ran out: the caller's to hear of, when all threads are done
+      const std::lock_guard lock(mutex_);
+      if (failure_ == nullptr) failure_ = std::current_exception();
+    }
     unfinished_.fetch_sub(1, std::memory_order_release);
     ++ticket;
   }
@@ -85,6 +96,7 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, i
       std::this_thread::yield();
     }
   }
+  if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void ThreadPool::worker(int thread) {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -17,7 +18,8 @@ namespace kvfold {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller; 1 runs everything in place. REQUIRES: threads >= 1.
+  // `threads` counts the caller; 1 runs everything in place. Where the system gives fewer, there are fewer.
+  // REQUIRES: threads >= 1.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -26,7 +28,7 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
   // Calls work(begin, end, thread) for pieces that cover [0, count), and returns when all are done; of the
   // calls with one `thread` number only one runs at a time. How the range is cut must not matter to the
-  // result.
+  // result. What a call throws is thrown here, when all are done.
   void run(int64_t count, const std::function<void(int64_t begin, int64_t end, int thread)>& work);
 
   // CPUs that this process may use, at least 1.
@@ -46,7 +48,8 @@ class ThreadPool {
   int64_t count_ = 0;
   std::atomic<int64_t> unfinished_{0};  // pieces of the job
   std::atomic<bool> stop_{false};
-  std::mutex mutex_;  // of going to sleep
+  std::mutex mutex_;  // of going to sleep, and of failure_
+  std::exception_ptr failure_;
   std::condition_variable wake_;
   std::atomic<int> sleepers_{0};
 };

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <map>
 
 #include "engine/printable.h"
 #include "engine/safetensors.h"
@@ -66,6 +67,13 @@ class Weights {
     return &shard.parsed.tensors.at(name);
   }
   const std::vector<Shard>& shards() const { return shards_; }
+  // The name of the tensor whose data begins there; "" where none does.
+  std::string name_of(const std::byte* data) const {
+    for (const Shard& shard : shards_)
+      for (const auto& [name, tensor] : shard.parsed.tensors)
+        if (tensor.bytes.data() == data) return name;
+    return "";
+  }
 
  private:
   // The index's weight_map says which file holds which tensor.
@@ -99,7 +107,10 @@ class Weights {
 class CheckpointReader {
  public:
   CheckpointReader(const std::string& folder, CheckpointConfig config, Weights weights)
-      : folder_(folder), config_(std::move(config)), weights_(std::move(weights)) {}
+      : folder_(folder),
+        config_(std::move(config)),
+        parsed_(std::make_shared<const Weights>(std::move(weights))),
+        weights_(*parsed_) {}
 
   Result<ModelSource> read() {
     out_.path = folder_;
@@ -110,6 +121,14 @@ class CheckpointReader {
       const FormatInfo& format = format_info(view.type);
       const auto bytes = static_cast<size_t>(view.rows * view.columns * format.block_bytes);
       for (const auto& file : files) file->release({view.data, bytes});
+    };
+    out_.unchanged = [files = storage_->files]() -> Status {
+      for (const auto& file : files) KVFOLD_RETURN_IF_ERROR(file->unchanged());
+      return {};
+    };
+    out_.name_of = [parsed = parsed_, copies = copy_names_](const MatrixView& view) {
+      const auto copy = copies->find(view.data);
+      return copy != copies->end() ? copy->second : parsed->name_of(view.data);
     };
     KVFOLD_RETURN_IF_ERROR(read_tensors());
     KVFOLD_ASSIGN_OR_RETURN(CheckpointVocabulary vocabulary, read_checkpoint_vocabulary(folder_, config_));
@@ -152,6 +171,7 @@ class CheckpointReader {
       std::vector<float>& copy = storage_->copies.emplace_back((tensor->bytes.size() + 3) / sizeof(float));
       std::memcpy(copy.data(), tensor->bytes.data(), tensor->bytes.size());
       view.data = reinterpret_cast<const std::byte*>(copy.data());
+      (*copy_names_)[view.data] = name;
     }
     return view;
   }
@@ -210,8 +230,12 @@ class CheckpointReader {
 
   const std::string& folder_;
   CheckpointConfig config_;
-  Weights weights_;
+  std::shared_ptr<const Weights> parsed_;
+  const Weights& weights_;
   std::shared_ptr<Storage> storage_ = std::make_shared<Storage>();
+  // The names of tensors that lie in storage_->copies.
+  std::shared_ptr<std::map<const std::byte*, std::string>> copy_names_ =
+      std::make_shared<std::map<const std::byte*, std::string>>();
   ModelSource out_;
 };
 

@@ -1,6 +1,7 @@
 #include "loaders/fingerprint.h"
 
 #include <fmt/core.h>
+#define XXH_STATIC_LINKING_ONLY  // the state as a value
 #include <xxhash.h>
 
 #include <algorithm>
@@ -16,12 +17,9 @@ constexpr int64_t kPieces = 16;
 
 class Hasher {
  public:
-  Hasher() : state_(XXH3_createState()) { XXH3_64bits_reset(state_); }
-  ~Hasher() { XXH3_freeState(state_); }
-  Hasher(const Hasher&) = delete;
-  Hasher& operator=(const Hasher&) = delete;
+  Hasher() { XXH3_64bits_reset(&state_); }
 
-  void add(const void* data, size_t size) { XXH3_64bits_update(state_, data, size); }
+  void add(const void* data, size_t size) { XXH3_64bits_update(&state_, data, size); }
   void add(const std::string& text) { add(text.data(), text.size()); }
   void add_tensor(const char* role, const MatrixView& view) {
     add(fmt::format("{} {} {} {};", role, static_cast<uint32_t>(view.type), view.rows, view.columns));
@@ -34,10 +32,10 @@ class Hasher {
     const int64_t middle = size - 2 * kEnds - kPiece;
     for (int64_t i = 0; i < kPieces && middle > 0; ++i) add(view.data + kEnds + middle / kPieces * i, kPiece);
   }
-  uint64_t digest() const { return XXH3_64bits_digest(state_); }
+  uint64_t digest() const { return XXH3_64bits_digest(&state_); }
 
  private:
-  XXH3_state_t* state_;
+  XXH3_state_t state_;
 };
 
 }  // namespace

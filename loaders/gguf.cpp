@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "engine/printable.h"
 #include "kernels/formats/formats.h"
 
 namespace kvfold {
@@ -49,13 +50,6 @@ T load(const std::byte* bytes) {
   T value;
   std::memcpy(&value, bytes, sizeof value);
   return value;
-}
-
-// A name as it may be shown in a message: printable, and not too long.
-std::string shown(std::string_view name) {
-  std::string out;
-  for (const char c : name.substr(0, 80)) out += c >= ' ' && c < 127 ? c : '?';
-  return name.size() > 80 ? out + "..." : out;
 }
 
 // One integer element of a metadata value; nullopt where it does not fit into int64.
@@ -185,26 +179,27 @@ class GgufParser {
     uint32_t id = 0;
     KVFOLD_RETURN_IF_ERROR(read(id, "value type"));
     if (id > static_cast<uint32_t>(GgufType::kFloat64))
-      return fail(begin, fmt::format("value type of '{}'", shown(key)), fmt::format("{}", id), "0 to 12");
+      return fail(begin, fmt::format("value type of '{}'", printable(key)), fmt::format("{}", id), "0 to 12");
     type = static_cast<GgufType>(id);
     return {};
   }
 
   Status skip_elements(GgufType type, uint64_t count, std::string_view key) {
     if (type == GgufType::kString) {
-      const std::string what = fmt::format("a string of '{}'", shown(key));
+      const std::string what = fmt::format("a string of '{}'", printable(key));
       std::string_view ignored;
       for (uint64_t i = 0; i < count; ++i) KVFOLD_RETURN_IF_ERROR(read_string(ignored, what, left()));
       return {};
     }
     const uint64_t size = fixed_size(type);
     if (count > left() / size)
-      return fail(at_, fmt::format("value of '{}'", shown(key)), fmt::format("{} elements", count),
+      return fail(at_, fmt::format("value of '{}'", printable(key)), fmt::format("{} elements", count),
                   fmt::format("at most {}, which is what the file has room for", left() / size));
     if (type == GgufType::kBool) {
       for (uint64_t i = 0; i < count; ++i)
         if (const auto value = load<uint8_t>(bytes_.data() + at_ + i); value > 1)
-          return fail(at_ + i, fmt::format("bool of '{}'", shown(key)), fmt::format("{}", value), "0 or 1");
+          return fail(at_ + i, fmt::format("bool of '{}'", printable(key)), fmt::format("{}", value),
+                      "0 or 1");
     }
     at_ += count * size;
     return {};
@@ -222,27 +217,29 @@ class GgufParser {
       const uint64_t type_at = at_;
       KVFOLD_RETURN_IF_ERROR(parse_type(element, key));
       if (element == GgufType::kArray)
-        return fail(type_at, fmt::format("element type of '{}'", shown(key)), "array", "no arrays of arrays");
+        return fail(type_at, fmt::format("element type of '{}'", printable(key)), "array",
+                    "no arrays of arrays");
       KVFOLD_RETURN_IF_ERROR(read(value.count, "array length"));
       value.element = element;
       if (element == GgufType::kString && value.count > left() / 8)
-        return fail(at_ - 8, fmt::format("length of '{}'", shown(key)), fmt::format("{}", value.count),
+        return fail(at_ - 8, fmt::format("length of '{}'", printable(key)), fmt::format("{}", value.count),
                     fmt::format("at most {}, which is what the file has room for", left() / 8));
     }
     const uint64_t value_at = at_;
     KVFOLD_RETURN_IF_ERROR(skip_elements(element, value.count, key));
     value.bytes = bytes_.subspan(value_at, at_ - value_at);
     if (!out_.metadata_.emplace(key, value).second)
-      return fail(begin, "metadata key", fmt::format("'{}' a second time", shown(key)), "each key once");
+      return fail(begin, "metadata key", fmt::format("'{}' a second time", printable(key)), "each key once");
     return {};
   }
 
   Status parse_alignment() {
     if (!out_.has("general.alignment")) return {};
     KVFOLD_ASSIGN_OR_RETURN(const int64_t alignment, out_.integer("general.alignment"));
-    if (alignment < 1 || alignment > (1 << 20) || (alignment & (alignment - 1)) != 0)
-      return Status::error(fmt::format("{}: general.alignment: found {}, expected a power of two up to 2^20",
-                                       out_.path(), alignment));
+    // The specification wants a multiple of 8, so that every element lies where the machine may load it.
+    if (alignment < 8 || alignment > (1 << 20) || (alignment & (alignment - 1)) != 0)
+      return Status::error(fmt::format(
+          "{}: general.alignment: found {}, expected a power of two from 8 to 2^20", out_.path(), alignment));
     alignment_ = static_cast<uint64_t>(alignment);
     return {};
   }
@@ -252,7 +249,7 @@ class GgufParser {
     uint32_t dimensions = 0;
     KVFOLD_RETURN_IF_ERROR(read(dimensions, "dimension count"));
     if (dimensions < 1 || dimensions > kMostDimensions)
-      return fail(begin, fmt::format("dimension count of tensor '{}'", shown(name)),
+      return fail(begin, fmt::format("dimension count of tensor '{}'", printable(name)),
                   fmt::format("{}", dimensions), "1 to 4");
     elements = 1;
     for (uint32_t i = 0; i < dimensions; ++i) {
@@ -261,7 +258,7 @@ class GgufParser {
       KVFOLD_RETURN_IF_ERROR(read(size, "dimension"));
       constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();
       if (size == 0 || size > kMost / elements)
-        return fail(size_at, fmt::format("dimension {} of tensor '{}'", i, shown(name)),
+        return fail(size_at, fmt::format("dimension {} of tensor '{}'", i, printable(name)),
                     fmt::format("{}", size), "a size above 0 whose product with the others fits in 63 bits");
       elements *= size;
       tensor.shape.push_back(static_cast<int64_t>(size));
@@ -284,27 +281,28 @@ class GgufParser {
     KVFOLD_RETURN_IF_ERROR(read(offset, "tensor offset"));
     const FormatInfo* format = find_format(type);
     if (format == nullptr)
-      return fail(type_at, fmt::format("type of tensor '{}'", shown(name)), fmt::format("{}", type),
+      return fail(type_at, fmt::format("type of tensor '{}'", printable(name)), fmt::format("{}", type),
                   "one of f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k");
     tensor.view.type = format->type;
     tensor.view.columns = tensor.shape[0];
     tensor.view.rows = static_cast<int64_t>(elements) / tensor.shape[0];
     if (tensor.view.columns % format->block_elements != 0)
-      return fail(begin, fmt::format("row of tensor '{}'", shown(name)),
+      return fail(begin, fmt::format("row of tensor '{}'", printable(name)),
                   fmt::format("{} columns", tensor.view.columns),
                   fmt::format("a multiple of {} for {}", format->block_elements, format->name));
     // A block has at least one byte, so its bytes are at most 34/32 or 4 times its elements; both bounds are
     // checked.
     const uint64_t blocks = elements / static_cast<uint64_t>(format->block_elements);
     if (blocks > bytes_.size() / static_cast<uint64_t>(format->block_bytes))
-      return fail(begin, fmt::format("size of tensor '{}'", shown(name)), fmt::format("{} blocks", blocks),
+      return fail(begin, fmt::format("size of tensor '{}'", printable(name)),
+                  fmt::format("{} blocks", blocks),
                   fmt::format("at most {}, which is what the file has room for",
                               bytes_.size() / static_cast<uint64_t>(format->block_bytes)));
     if (offset % alignment_ != 0)
-      return fail(offset_at, fmt::format("offset of tensor '{}'", shown(name)), fmt::format("{}", offset),
+      return fail(offset_at, fmt::format("offset of tensor '{}'", printable(name)), fmt::format("{}", offset),
                   fmt::format("a multiple of {}", alignment_));
     if (!out_.tensors_.emplace(name, std::move(tensor)).second)
-      return fail(begin, "tensor name", fmt::format("'{}' a second time", shown(name)), "each name once");
+      return fail(begin, "tensor name", fmt::format("'{}' a second time", printable(name)), "each name once");
     placed_.push_back({name, offset, blocks * static_cast<uint64_t>(format->block_bytes), begin});
     return {};
   }
@@ -318,13 +316,13 @@ class GgufParser {
     std::string_view before;
     for (const Placed& p : placed_) {
       if (p.offset > room || p.size > room - p.offset)
-        return fail(p.entry, fmt::format("data of tensor '{}'", shown(p.name)),
+        return fail(p.entry, fmt::format("data of tensor '{}'", printable(p.name)),
                     fmt::format("{} bytes from {}", p.size, p.offset),
                     fmt::format("an end within the {} bytes of data", room));
       if (p.offset < end)
-        return fail(p.entry, fmt::format("data of tensor '{}'", shown(p.name)),
+        return fail(p.entry, fmt::format("data of tensor '{}'", printable(p.name)),
                     fmt::format("a start at {}", p.offset),
-                    fmt::format("no overlap with '{}', which ends at {}", shown(before), end));
+                    fmt::format("no overlap with '{}', which ends at {}", printable(before), end));
       end = p.offset + p.size;
       before = p.name;
       out_.tensors_.find(p.name)->second.view.data = bytes_.data() + data + p.offset;
@@ -341,6 +339,10 @@ class GgufParser {
 
 Result<GgufFile> GgufFile::open(const std::string& path) {
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const MappedFile> file, MappedFile::open(path));
+  return parse(std::move(file));
+}
+
+Result<GgufFile> GgufFile::parse(std::shared_ptr<const MappedFile> file) {
   return GgufParser(std::move(file)).parse();
 }
 
@@ -425,13 +427,19 @@ Result<std::vector<float>> GgufFile::floats(std::string_view key) const {
   KVFOLD_ASSIGN_OR_RETURN(const GgufValue* value, find_array(key, "array of float32"));
   if (value->element != GgufType::kFloat32) return wrong_type(key, *value, "array of float32");
   std::vector<float> out(value->count);
-  std::memcpy(out.data(), value->bytes.data(), value->bytes.size());
+  if (!out.empty()) std::memcpy(out.data(), value->bytes.data(), value->bytes.size());
   return out;
 }
 
 const GgufTensor* GgufFile::tensor(std::string_view name) const {
   const auto at = tensors_.find(name);
   return at == tensors_.end() ? nullptr : &at->second;
+}
+
+std::string_view GgufFile::name_of(const std::byte* data) const {
+  for (const auto& [name, tensor] : tensors_)
+    if (tensor.view.data == data) return name;
+  return "";
 }
 
 }  // namespace kvfold

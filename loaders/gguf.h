@@ -56,6 +56,7 @@ class GgufFile {
  public:
   // Errors: anything in which the file departs from the specification; one line with path and offset or key.
   static Result<GgufFile> open(const std::string& path);
+  static Result<GgufFile> parse(std::shared_ptr<const MappedFile> file);
 
   const std::string& path() const { return file_->path(); }
   const std::shared_ptr<const MappedFile>& file() const { return file_; }
@@ -74,6 +75,8 @@ class GgufFile {
 
   // Null when there is none of that name.
   const GgufTensor* tensor(std::string_view name) const;
+  // The name of the tensor whose data begins there; "" where none does.
+  std::string_view name_of(const std::byte* data) const;
   size_t tensor_count() const { return tensors_.size(); }
 
  private:

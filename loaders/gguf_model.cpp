@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "engine/printable.h"
 #include "kernels/formats/formats.h"
 #include "loaders/architectures.h"
 #include "loaders/fingerprint.h"
@@ -15,7 +16,8 @@ namespace {
 
 class ModelReader {
  public:
-  explicit ModelReader(GgufFile file) : file_(std::move(file)) {}
+  explicit ModelReader(GgufFile file)
+      : parsed_(std::make_shared<const GgufFile>(std::move(file))), file_(*parsed_) {}
 
   Result<ModelSource> read() {
     out_.path = file_.path();
@@ -24,6 +26,10 @@ class ModelReader {
       const FormatInfo& format = format_info(view.type);
       const int64_t bytes = view.rows * (view.columns / format.block_elements) * format.block_bytes;
       file->release({view.data, static_cast<size_t>(bytes)});
+    };
+    out_.unchanged = [file = file_.file()] { return file->unchanged(); };
+    out_.name_of = [parsed = parsed_](const MatrixView& view) {
+      return std::string(parsed->name_of(view.data));
     };
     KVFOLD_RETURN_IF_ERROR(read_config());
     KVFOLD_RETURN_IF_ERROR(read_rope());
@@ -70,7 +76,7 @@ class ModelReader {
       std::string known;
       for (const Architecture& a : architectures())
         known += (known.empty() ? "" : ", ") + std::string(a.name);
-      return wrong("general.architecture", fmt::format("'{}'", name.substr(0, 80)), "one of " + known);
+      return wrong("general.architecture", fmt::format("'{}'", printable(name)), "one of " + known);
     }
     ModelConfig& c = out_.config;
     c.architecture = architecture_->name;
@@ -120,7 +126,7 @@ class ModelReader {
       float factor = 1;
       if (type == "linear") KVFOLD_RETURN_IF_ERROR(read_positive(key("rope.scaling.factor"), factor, 1));
       if (type != "none" && !(type == "linear" && factor == 1))
-        return wrong(key("rope.scaling.type"), fmt::format("'{}' with factor {}", type.substr(0, 80), factor),
+        return wrong(key("rope.scaling.type"), fmt::format("'{}' with factor {}", printable(type), factor),
                      "none (Llama 3's scaling comes as the tensor rope_freqs.weight)");
     }
     if (const GgufTensor* factors = file_.tensor("rope_freqs.weight")) {
@@ -291,7 +297,8 @@ class ModelReader {
     return {};
   }
 
-  GgufFile file_;
+  std::shared_ptr<const GgufFile> parsed_;
+  const GgufFile& file_;
   const Architecture* architecture_ = nullptr;
   ModelSource out_;
 };
@@ -299,8 +306,13 @@ class ModelReader {
 }  // namespace
 
 Result<ModelSource> load_gguf_model(const std::string& path) {
-  KVFOLD_ASSIGN_OR_RETURN(GgufFile file, GgufFile::open(path));
-  return ModelReader(std::move(file)).read();
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const MappedFile> file, MappedFile::open(path));
+  return load_gguf_model(std::move(file));
+}
+
+Result<ModelSource> load_gguf_model(std::shared_ptr<const MappedFile> file) {
+  KVFOLD_ASSIGN_OR_RETURN(GgufFile parsed, GgufFile::parse(std::move(file)));
+  return ModelReader(std::move(parsed)).read();
 }
 
 }  // namespace kvfold

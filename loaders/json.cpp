@@ -56,6 +56,10 @@ std::string describe(const Json& value) {
 
 Result<JsonObject> JsonObject::open(const std::string& path) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
+  return parse(text, path);
+}
+
+Result<JsonObject> JsonObject::parse(const std::string& text, const std::string& path) {
   // The parser takes a null byte for the end of its input.
   if (const size_t null = text.find('\0'); null != std::string::npos)
     return Status::error(fmt::format("{}: found a null byte at offset {}, expected JSON", path, null));

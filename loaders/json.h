@@ -23,6 +23,8 @@ class JsonObject {
  public:
   // Errors: the file cannot be read, is not JSON (with the offset), repeats a key, or holds no object.
   static Result<JsonObject> open(const std::string& path);
+  // The same of a text that was read from `path`.
+  static Result<JsonObject> parse(const std::string& text, const std::string& path);
 
   const std::string& path() const { return *path_; }
   // A key that is null counts as missing.

@@ -33,7 +33,7 @@ Result<ModelSource> load_model_source(const std::string& path) {
   constexpr std::string_view kGguf = "GGUF";
   const std::span<const std::byte> bytes = file->bytes();
   if (bytes.size() >= kGguf.size() && std::memcmp(bytes.data(), kGguf.data(), kGguf.size()) == 0)
-    return load_gguf_model(path);
+    return load_gguf_model(file);
   std::string found;
   for (const std::byte b : bytes.first(std::min<size_t>(4, bytes.size())))
     found += fmt::format("{}{:02x}", found.empty() ? "" : " ", static_cast<unsigned>(b));

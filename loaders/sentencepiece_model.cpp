@@ -234,6 +234,10 @@ class Reader {
 
 Result<SentencePieceModel> read_sentencepiece_model(const std::string& path) {
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const MappedFile> file, MappedFile::open(path));
+  return read_sentencepiece_model(std::move(file));
+}
+
+Result<SentencePieceModel> read_sentencepiece_model(std::shared_ptr<const MappedFile> file) {
   return Reader(std::move(file)).read();
 }
 

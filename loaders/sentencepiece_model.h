@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "engine/file.h"
 #include "engine/status.h"
 #include "engine/tokenizer/vocabulary.h"
 
@@ -19,5 +20,6 @@ struct SentencePieceModel {
 // A BPE model without a character map, as Llama's are. Errors: one line with the file, and the offset or the
 // field that is malformed, or that asks for what is not supported (unigram models, normalisation).
 Result<SentencePieceModel> read_sentencepiece_model(const std::string& path);
+Result<SentencePieceModel> read_sentencepiece_model(std::shared_ptr<const MappedFile> file);
 
 }  // namespace kvfold

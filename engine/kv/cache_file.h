@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/file.h"
 #include "engine/kv/cache.h"
 #include "engine/model_source.h"
 #include "engine/status.h"
@@ -46,6 +47,7 @@ struct CacheFileInfo {
 // Reads the header alone: enough to make a pool for the cache and to load it without its model. Errors, each
 // naming the file and the key: not a cache file, another format version, damaged metadata.
 Result<CacheFileInfo> read_cache_info(const std::string& path);
+Result<CacheFileInfo> read_cache_info(const MappedFile& file);
 
 // "f16", "f32", "q8".
 const char* cache_type_name(CacheType type);
@@ -59,6 +61,8 @@ Status save_cache(const KvCache& cache, const CacheModelInfo& model, const std::
 // checksum differs), another model's (both fingerprints and shapes are named), another page type than the
 // pool's, keys that are rotated, the pool exhausted.
 Result<KvCache> load_cache(const std::string& path, const CacheModelInfo& model, const CacheShape& shape,
+                           const std::shared_ptr<PagePool>& pool);
+Result<KvCache> load_cache(const MappedFile& file, const CacheModelInfo& model, const CacheShape& shape,
                            const std::shared_ptr<PagePool>& pool);
 
 }  // namespace kvfold

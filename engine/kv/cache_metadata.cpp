@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "engine/printable.h"
@@ -145,7 +146,12 @@ Status MetadataReader::not_one_of(const std::string& key, const std::string& fou
 Result<CacheShape> MetadataReader::shape() const {
   KVFOLD_ASSIGN_OR_RETURN(const int64_t layers, integer("layers", 1, 1 << 20));
   KVFOLD_ASSIGN_OR_RETURN(const int64_t heads, integer("kv_heads", 1, 1 << 20));
-  KVFOLD_ASSIGN_OR_RETURN(const int64_t dim, integer("head_dim", 1, 1 << 20));
+  KVFOLD_ASSIGN_OR_RETURN(const int64_t dim, integer("head_dim", 1, 1 << 16));
+  // What no model comes near, and more would cost: every lane takes memory before its rows do.
+  constexpr int64_t kMostLanes = 1 << 18;
+  if (layers * heads > kMostLanes)
+    return fail(fmt::format("metadata 'layers' and 'kv_heads': found {} x {}, expected a product up to {}",
+                            layers, heads, kMostLanes));
   return CacheShape{static_cast<int>(layers), static_cast<int>(heads), static_cast<int>(dim)};
 }
 
@@ -155,8 +161,11 @@ Result<CacheModelInfo> MetadataReader::model(const CacheShape& shape) const {
   KVFOLD_ASSIGN_OR_RETURN(out.architecture, text("architecture"));
   KVFOLD_ASSIGN_OR_RETURN(out.name, text("model_name"));
   KVFOLD_ASSIGN_OR_RETURN(const json base, parsed("rope_base"));
-  if (!base.is_number() || !(base.get<double>() > 0))
-    return fail(fmt::format("metadata 'rope_base': found '{}', expected a number above 0",
+  const auto is_positive = [](const json& x) {
+    return x.is_number() && x.get<double>() > 0 && x.get<double>() <= std::numeric_limits<float>::max();
+  };
+  if (!is_positive(base))
+    return fail(fmt::format("metadata 'rope_base': found '{}', expected a finite number above 0",
                             printable(dump_json(base))));
   out.rope_base = base.get<float>();
   KVFOLD_ASSIGN_OR_RETURN(
@@ -166,10 +175,9 @@ Result<CacheModelInfo> MetadataReader::model(const CacheShape& shape) const {
   out.rotary_dim = static_cast<int>(rotary);
   if (!has("rope_factors")) return out;
   KVFOLD_ASSIGN_OR_RETURN(const json factors, parsed("rope_factors"));
-  const auto is_factor = [](const json& f) { return f.is_number() && f.get<double>() > 0; };
   if (!factors.is_array() || factors.size() * 2 != static_cast<size_t>(rotary) ||
-      !std::all_of(factors.begin(), factors.end(), is_factor))
-    return fail(fmt::format("metadata 'rope_factors': expected {} numbers above 0", rotary / 2));
+      !std::all_of(factors.begin(), factors.end(), is_positive))
+    return fail(fmt::format("metadata 'rope_factors': expected {} finite numbers above 0", rotary / 2));
   out.rope_factors = factors.get<std::vector<float>>();
   return out;
 }

@@ -266,15 +266,24 @@ class Reader {
 
 Result<CacheFileInfo> read_cache_info(const std::string& path) {
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> map, MappedFile::open(path));
-  KVFOLD_ASSIGN_OR_RETURN(SafetensorsFile file, parse_safetensors(map->bytes(), path));
-  return Reader(path, std::move(file)).info();
+  return read_cache_info(*map);
+}
+
+Result<CacheFileInfo> read_cache_info(const MappedFile& file) {
+  KVFOLD_ASSIGN_OR_RETURN(SafetensorsFile parsed, parse_safetensors(file.bytes(), file.path()));
+  return Reader(file.path(), std::move(parsed)).info();
 }
 
 Result<KvCache> load_cache(const std::string& path, const CacheModelInfo& model, const CacheShape& shape,
                            const std::shared_ptr<PagePool>& pool) {
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> map, MappedFile::open(path));
-  KVFOLD_ASSIGN_OR_RETURN(SafetensorsFile file, parse_safetensors(map->bytes(), path));
-  return Reader(path, std::move(file)).read(model, shape, pool);
+  return load_cache(*map, model, shape, pool);
+}
+
+Result<KvCache> load_cache(const MappedFile& file, const CacheModelInfo& model, const CacheShape& shape,
+                           const std::shared_ptr<PagePool>& pool) {
+  KVFOLD_ASSIGN_OR_RETURN(SafetensorsFile parsed, parse_safetensors(file.bytes(), file.path()));
+  return Reader(file.path(), std::move(parsed)).read(model, shape, pool);
 }
 
 }  // namespace kvfold

@@ -84,6 +84,7 @@ class KeyTurner {
 std::vector<float> to_f32(const SafetensorsTensor& tensor) {
   const auto element = static_cast<size_t>(safetensors_element_bytes(tensor.dtype));
   std::vector<float> out(tensor.bytes.size() / element);
+  if (out.empty()) return out;
   if (tensor.dtype == "F32") {
     std::memcpy(out.data(), tensor.bytes.data(), tensor.bytes.size());
     return out;
@@ -269,8 +270,13 @@ Status export_cache(const KvCache& cache, const CacheModelInfo& model, bool rota
 Result<KvCache> import_cache(const std::string& path, const CacheModelInfo& model, const CacheShape& shape,
                              const std::shared_ptr<PagePool>& pool) {
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> map, MappedFile::open(path));
-  KVFOLD_ASSIGN_OR_RETURN(SafetensorsFile file, parse_safetensors(map->bytes(), path));
-  return Importer(path, std::move(file), model, shape).read(pool);
+  return import_cache(*map, model, shape, pool);
+}
+
+Result<KvCache> import_cache(const MappedFile& file, const CacheModelInfo& model, const CacheShape& shape,
+                             const std::shared_ptr<PagePool>& pool) {
+  KVFOLD_ASSIGN_OR_RETURN(SafetensorsFile parsed, parse_safetensors(file.bytes(), file.path()));
+  return Importer(file.path(), std::move(parsed), model, shape).read(pool);
 }
 
 }  // namespace kvfold

@@ -27,5 +27,7 @@ Status export_cache(const KvCache& cache, const CacheModelInfo& model, bool rota
 // true, `rope_pairing` to half-split. Rows' origin is the file. Errors name the file and the key or tensor.
 Result<KvCache> import_cache(const std::string& path, const CacheModelInfo& model, const CacheShape& shape,
                              const std::shared_ptr<PagePool>& pool);
+Result<KvCache> import_cache(const MappedFile& file, const CacheModelInfo& model, const CacheShape& shape,
+                             const std::shared_ptr<PagePool>& pool);
 
 }  // namespace kvfold

@@ -92,6 +92,12 @@ PageId PagePool::allocate() {
   if (free_.empty()) {
     page = static_cast<PageId>(references_.size());
     references_.push_back(1);
+    try {
+      free_.reserve(references_.capacity());  // so that release(), which destructors call, need not
+    } catch (...) {
+      references_.pop_back();
+      throw;
+    }
   } else {
     page = free_.back();
     free_.pop_back();

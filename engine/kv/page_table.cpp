@@ -47,8 +47,8 @@ void PageTable::append(const PageTable& from, int begin, int end, int delta) {
       last->count = static_cast<uint16_t>(last->count + count);
       continue;
     }
+    spans_.push_back(span);  // which may throw, so before the page is counted
     pool_->retain(span.page);
-    spans_.push_back(span);
   }
 }
 
@@ -92,19 +92,24 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
       last.page = page;
       last.first = 0;
     } else {
-      spans_.push_back(KvSpan{page, 0, 0, slot});
+      try {
+        spans_.push_back(KvSpan{page, 0, 0, slot});
+      } catch (...) {
+        pool_->release(page);
+        throw;
+      }
     }
   }
   KvSpan& last = spans_.back();
   const RowPlace place{last.page, last.first + last.count};
-  ++rows_;
   if (last.slot + last.count == slot) {
     ++last.count;
   } else {
     // The lane lacks the slots between: the same page, another span.
-    pool_->retain(last.page);
-    spans_.push_back(KvSpan{last.page, static_cast<uint16_t>(place.row), 1, slot});
+    spans_.push_back(KvSpan{place.page, static_cast<uint16_t>(place.row), 1, slot});
+    pool_->retain(place.page);
   }
+  ++rows_;
   return place;
 }
 

@@ -5,7 +5,10 @@
 
 #include <array>
 #include <cstdlib>
+#include <memory>
+#include <new>
 
+#include "engine/printable.h"
 #include "engine/tokenizer/utf8.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -73,6 +76,7 @@ class Pattern {
     size_t at = 0;
     code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(source), PCRE2_ZERO_TERMINATED,
                           PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &error, &at, nullptr);
+    if (code_ == nullptr && error == PCRE2_ERROR_HEAP_FAILED) throw std::bad_alloc();
     KVFOLD_CHECK(code_ != nullptr);  // the patterns are our own
     // Without JIT (it may be missing from the build) matching is slower and the same.
     pcre2_jit_compile(code_, PCRE2_JIT_COMPLETE);
@@ -83,21 +87,22 @@ class Pattern {
 
   // Matches and what lies between them, in order.
   void split(std::string_view text, std::vector<std::string_view>& pieces) const {
-    pcre2_match_data* match = pcre2_match_data_create_from_pattern(code_, nullptr);
-    KVFOLD_CHECK(match != nullptr);
+    const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
+        pcre2_match_data_create_from_pattern(code_, nullptr), &pcre2_match_data_free);
+    if (match == nullptr) throw std::bad_alloc();
     size_t at = 0;
     while (at < text.size()) {
       const int found = pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
-                                    PCRE2_NO_UTF_CHECK, match, nullptr);
+                                    PCRE2_NO_UTF_CHECK, match.get(), nullptr);
+      if (found == PCRE2_ERROR_NOMEMORY) throw std::bad_alloc();
       if (found < 0) break;  // no match, or a limit of the library: the rest is one piece, never lost
-      const size_t* range = pcre2_get_ovector_pointer(match);
+      const size_t* range = pcre2_get_ovector_pointer(match.get());
       if (range[1] <= range[0]) break;
       if (range[0] > at) pieces.push_back(text.substr(at, range[0] - at));
       pieces.push_back(text.substr(range[0], range[1] - range[0]));
       at = range[1];
     }
     if (at < text.size()) pieces.push_back(text.substr(at));
-    pcre2_match_data_free(match);
   }
 
  private:
@@ -132,7 +137,7 @@ Result<std::shared_ptr<const PreTokenizer>> PreTokenizer::create(std::string_vie
     known += (known.empty() ? "" : ", ") + std::string(definition.name);
   }
   return Status::error(
-      fmt::format("tokenizer.ggml.pre: found '{}', expected one of {}", name.substr(0, 80), known));
+      fmt::format("tokenizer.ggml.pre: found '{}', expected one of {}", printable(name), known));
 }
 
 std::string normalize_nfc(std::string_view text) {
@@ -143,6 +148,7 @@ std::string normalize_nfc(std::string_view text) {
   const utf8proc_ssize_t length = utf8proc_map(
       reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
       &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  if (length == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
   if (length < 0) return std::string(text);
   std::string normal(reinterpret_cast<const char*>(out), static_cast<size_t>(length));
   std::free(out);

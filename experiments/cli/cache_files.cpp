@@ -2,14 +2,23 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <filesystem>
 
 namespace kvfold::cli {
 namespace {
 
-// Pages of one cache whose lanes all hold `rows` rows.
-size_t most_pages(const CacheFileInfo& info) {
-  return size_t{2} * info.shape.lanes() * (static_cast<size_t>(info.rows) / kPageRows + 2);
+// Bytes of one cache whose lanes all hold `rows` rows. The header's numbers are anybody's: what no address
+// space holds stays a large number.
+size_t most_bytes(const CacheFileInfo& info) {
+  constexpr size_t kMost = size_t{1} << 56;
+  size_t pages = 0;
+  size_t bytes = 0;
+  const size_t lane_pages = static_cast<size_t>(info.rows) / kPageRows + 2;
+  if (__builtin_mul_overflow(size_t{2} * info.shape.lanes(), lane_pages, &pages) ||
+      __builtin_mul_overflow(pages, kv_page_bytes(info.type, info.shape.head_dim), &bytes))
+    return kMost;
+  return std::min(bytes, kMost);
 }
 
 // Rows that another file calls "fed" were fed there, not here.
@@ -28,17 +37,16 @@ Result<OpenCaches> open_caches(const std::vector<std::string>& paths) {
   // Inputs, and room for what operations make of them: no operation makes more than all its inputs hold
   // twice.
   constexpr size_t kRoom = 4;
-  size_t pages = 0;
+  size_t bytes = 0;
   std::optional<CacheFileInfo> first;
   for (const std::string& path : paths) {
     KVFOLD_ASSIGN_OR_RETURN(CacheFileInfo info, read_cache_info(path));
-    pages += kRoom * most_pages(info);
+    bytes += kRoom * most_bytes(info);
     if (!first) first = std::move(info);
   }
   OpenCaches out;
   out.paths = paths;
   out.model = first->model;
-  const size_t bytes = pages * kv_page_bytes(first->type, first->shape.head_dim);
   KVFOLD_ASSIGN_OR_RETURN(out.pool, PagePool::create(first->type, first->shape.head_dim, bytes));
   for (const std::string& path : paths) {
     KVFOLD_ASSIGN_OR_RETURN(KvCache cache, load_cache(path, first->model, first->shape, out.pool));

@@ -8,6 +8,7 @@
 
 #include "experiments/cli/cache_files.h"
 #include "experiments/cli/common.h"
+#include "experiments/last_words.h"
 
 namespace kvfold::cli {
 namespace {
@@ -76,10 +77,11 @@ int run(int argc, char** argv) {
 }  // namespace kvfold::cli
 
 int main(int argc, char** argv) {
+  kvfold::prepare_last_words();
   try {
     return kvfold::cli::run(argc, argv);
   } catch (const std::bad_alloc&) {
-    return kvfold::cli::fail("not enough memory");
+    return kvfold::fail_for_memory();
   } catch (const std::exception& error) {
     return kvfold::cli::fail(error.what());
   }

@@ -110,6 +110,7 @@ class Run {
       std::vector<Json> lines;
       for (const TrialOutcome& outcome : outcomes)
         for (const Outcome& o : outcome.outcomes) lines.push_back(to_json(outcome, o));
+      KVFOLD_RETURN_IF_ERROR(weights_unchanged(session_));
       KVFOLD_RETURN_IF_ERROR(folder.append(lines));
       size_t found = 0;
       for (const TrialOutcome& outcome : outcomes)

@@ -11,6 +11,8 @@
 #include <sstream>
 #include <thread>
 
+#include "experiments/last_words.h"
+
 namespace kvfold {
 namespace {
 
@@ -65,6 +67,7 @@ void add_options(CLI::App& app, DriverOptions& options) {
 
 int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
                 const std::function<Status()>& body) {
+  prepare_last_words();
   options.command.assign(argv, argv + argc);
   try {
     app.parse(argc, argv);
@@ -73,7 +76,7 @@ int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
   } catch (const CLI::ParseError& error) {
     return error.get_exit_code() == 0 ? app.exit(error) : fail(error.what());
   } catch (const std::bad_alloc&) {
-    return fail("not enough memory");
+    return fail_for_memory();
   } catch (const std::exception& error) {
     return fail(error.what());
   }
@@ -86,6 +89,11 @@ Result<std::unique_ptr<Session>> open_session(const DriverOptions& options) {
   open.cpu.threads = options.threads;
   open.cpu.precision = options.exact ? Precision::kExact : Precision::kInt8;
   return open_session(options.model, open);
+}
+
+Status weights_unchanged(const Session& session) {
+  const ModelSource& source = session.model().source();
+  return source.unchanged ? source.unchanged() : Status{};
 }
 
 Result<std::vector<Framing>> parse_framings(const std::string& list) {
@@ -155,10 +163,13 @@ nlohmann::ordered_json make_manifest(const nlohmann::ordered_json& what,
   manifest["insertion"] = "start/follow";
   manifest["checks"] = {{"same-cache", nullptr}, {"text", nullptr}};
   manifest["thresholds"] = nullptr;
-  manifest["started"] = folder.resumed() ? folder.old_manifest().value("started", "") : utc_now();
+  const nlohmann::ordered_json& old = folder.old_manifest();
+  const bool counted = folder.resumed() && old.contains("resumed") && old["resumed"].is_number_unsigned();
+  manifest["started"] =
+      folder.resumed() && old.contains("started") ? old["started"] : nlohmann::ordered_json(utc_now());
   manifest["finished"] = nullptr;
   manifest["complete"] = false;
-  manifest["resumed"] = folder.resumed() ? folder.old_manifest().value("resumed", 0) + 1 : 0;
+  manifest["resumed"] = (counted ? old["resumed"].get<uint64_t>() : 0) + (folder.resumed() ? 1 : 0);
   return manifest;
 }
 

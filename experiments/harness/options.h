@@ -40,6 +40,8 @@ int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
                 const std::function<Status()>& body);
 
 Result<std::unique_ptr<Session>> open_session(const DriverOptions& options);
+// An error where somebody wrote into the model's file since: nothing that was computed meanwhile is recorded.
+Status weights_unchanged(const Session& session);
 Result<std::vector<Framing>> parse_framings(const std::string& list);
 
 // A prompt set that comes with the project: experiments/prompts/<name>.jsonl.

@@ -127,6 +127,10 @@ const Trial& PromptSet::by_id(const std::string& id) const {
 
 Result<PromptSet> load_prompt_set(const std::string& path) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
+  return parse_prompt_set(text, path);
+}
+
+Result<PromptSet> parse_prompt_set(const std::string& text, const std::string& path) {
   PromptSet out;
   out.path = path;
   out.hash = fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));

@@ -18,12 +18,14 @@ struct PromptSet {
   const Trial& by_id(const std::string& id) const;
 
  private:
-  friend Result<PromptSet> load_prompt_set(const std::string& path);
+  friend Result<PromptSet> parse_prompt_set(const std::string& text, const std::string& path);
   std::map<std::string, size_t> index_;
 };
 
 // Errors, each naming file and line: not JSON, a key missing, unknown or of the wrong type, an id used twice,
 // a `mismatched` that is the trial itself or no trial of the set.
 Result<PromptSet> load_prompt_set(const std::string& path);
+// The same of a text that was read from `path`.
+Result<PromptSet> parse_prompt_set(const std::string& text, const std::string& path);
 
 }  // namespace kvfold

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <new>
 
 #include "engine/file.h"
 
@@ -35,7 +36,9 @@ nlohmann::ordered_json unfinished_manifest(const std::string& folder, const std:
   const Result<std::string> text = read_text_file(folder + "/manifest.json");
   if (!text.ok()) return nullptr;
   nlohmann::ordered_json manifest = nlohmann::ordered_json::parse(*text, nullptr, false);
-  if (!manifest.is_object() || manifest.value("identity", "") != identity || manifest.value("complete", true))
+  // Compared as JSON, so that a value of any type is an answer.
+  if (!manifest.is_object() || !manifest.contains("complete") || manifest["complete"] != false ||
+      !manifest.contains("identity") || manifest["identity"] != identity)
     return nullptr;
   return manifest;
 }
@@ -66,12 +69,14 @@ RunFolder::RunFolder(RunFolder&& other) noexcept
       lock_(std::exchange(other.lock_, -1)) {}
 
 RunFolder::~RunFolder() {
-  std::error_code ignored;
-  if (!scratch_.empty()) std::filesystem::remove_all(scratch_, ignored);
+  try {
+    std::error_code ignored;
+    if (!scratch_.empty()) std::filesystem::remove_all(scratch_, ignored);
+    if (lock_ >= 0) std::filesystem::remove(path_ + "/lock", ignored);
+  } catch (const std::bad_alloc&) {  // what is left behind is in nobody's way
+  }
   if (records_ >= 0) ::close(records_);
-  if (lock_ < 0) return;
-  std::filesystem::remove(path_ + "/lock", ignored);
-  ::close(lock_);
+  if (lock_ >= 0) ::close(lock_);
 }
 
 Status RunFolder::make_scratch() const {
@@ -154,7 +159,11 @@ Result<std::set<std::string>> RunFolder::open_records(
     const auto record =
         nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
                               text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
-    const Group next = record.is_object() ? group_of(record) : Group{};
+    Group next;
+    try {
+      if (record.is_object()) next = group_of(record);
+    } catch (const nlohmann::json::exception&) {  // a value of another type: no record of ours
+    }
     if (next.name.empty() || (count > 0 && next.name != group)) break;
     group = next.name;
     if (++count < next.lines) continue;

@@ -132,6 +132,7 @@ Status run(const DriverOptions& options) {
   for (const nlohmann::json& prompt : prompts) {
     if (done.contains(prompt.at("id").get<std::string>())) continue;
     KVFOLD_ASSIGN_OR_RETURN(const Json line, measure_prompt(*session, prompt));
+    KVFOLD_RETURN_IF_ERROR(weights_unchanged(*session));
     KVFOLD_RETURN_IF_ERROR(folder.append(std::span(&line, 1)));
     progress.step(prompt.at("id"));
   }

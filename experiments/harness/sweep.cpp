@@ -109,6 +109,7 @@ class SweepRun {
       lines.insert(lines.end(), std::make_move_iterator(made.begin()), std::make_move_iterator(made.end()));
     }
     for (Json& line : lines) line["lines"] = lines.size();
+    KVFOLD_RETURN_IF_ERROR(weights_unchanged(session_));
     return folder.append(lines);
   }
 
