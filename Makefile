@@ -22,8 +22,8 @@ FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
 .PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
-        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults test-mutants \
-        test-differential test-coverage fuzz fuzz-smoke fuzz-corpus soak $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+        test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults \
+        test-differential fuzz fuzz-smoke fuzz-corpus soak $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full format tidy oracle clean
 .DELETE_ON_ERROR:
 
@@ -221,27 +221,11 @@ test-faults: build/release/build.ninja install ## every fault of the system rath
 	@build/release/tests/faults_test --gtest_brief=1
 	@KVFOLD_EVERY_FAULT=1 KVFOLD_KILLS=1000 build/release/tests/faults_cli_test --gtest_brief=1
 
-test-mutants: install ## 52 faults planted in the code: do the tests notice?
-	@$(PYTHON) tests/mutants.py --jobs $(JOBS)
-
 test-differential: build/release/build.ninja install ## verdicts on 10,000 damaged files of each format, against PyPI's readers
 	@cmake --build build/release -j $(JOBS) --target fuzz_verdicts
 	@[ -x .venv-differential/bin/python ] || $(PYTHON) -m venv .venv-differential
 	@.venv-differential/bin/python -m pip install --quiet -r tests/oracle/requirements-differential.txt
 	@.venv-differential/bin/python tests/oracle/differential.py build/release/tests/fuzz/fuzz_verdicts $(ARGS)
-
-# Branches of exceptions, which every call has, are not counted; nor is what is outside these folders.
-COVERED := gguf_test safetensors_test known_attacks_test checkpoint_test spm_test convert_test cache_file_test kv_ops_test \
-  kv_property_test statistics_test fuzz_corpus_test
-test-coverage: install ## lines and branches of loaders and engine/kv that the tests reach
-	@[ -x .venv-coverage/bin/gcovr ] || { $(PYTHON) -m venv .venv-coverage; \
-	  .venv-coverage/bin/python -m pip install --quiet -r tests/requirements-coverage.txt; }
-	@cmake --preset coverage >/dev/null
-	@cmake --build build/coverage -j $(JOBS) --target $(COVERED)
-	@find build/coverage -name '*.gcda' -delete
-	@set -e; for test in $(COVERED); do build/coverage/tests/$$test --gtest_brief=1; done
-	@.venv-coverage/bin/gcovr --root . --object-directory build/coverage --filter loaders/ --filter engine/kv/ \
-	  --filter engine/safetensors.cpp --exclude-throw-branches --exclude-unreachable-branches --print-summary --branches $(ARGS)
 
 soak: build/release/build.ninja install ## caches made, changed and dropped at random for MINUTES=10, at bounded memory
 	@cmake --build build/release -j $(JOBS) --target load_test
