@@ -19,7 +19,8 @@ int fail(std::string message) {
   // One line, whatever the message holds: a file name may carry a line break.
   for (char& c : message)
     if (c == '\n' || c == '\r') c = ' ';
-  fmt::print(stderr, "kvfold: {}\n", message);
+  std::fputs(("kvfold: " + message + "\n").c_str(),
+             stderr);  // and where nobody can be told, no more is to be done
   return kBadInput;
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <cstdio>
 #include <ctime>
 #include <fstream>
 #include <map>
@@ -21,7 +22,8 @@ constexpr int kBadInput = 2;
 int fail(std::string message) {
   for (char& c : message)
     if (c == '\n' || c == '\r') c = ' ';
-  fmt::print(stderr, "kvfold: {}\n", message);
+  std::fputs(("kvfold: " + message + "\n").c_str(),
+             stderr);  // and where nobody can be told, no more is to be done
   return kBadInput;
 }
 

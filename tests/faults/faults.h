@@ -3,8 +3,9 @@
 // faults.cpp defines malloc and the system calls' functions anew, in front of the C library's. Linked into a
 // test it is steered by the functions below; preloaded into a program (LD_PRELOAD) by environment variables:
 //
-//   KVFOLD_FAULT=kind:n:once|on    what fails; counted from main() on (from where it asks for SIGBUS, that
-//   is) KVFOLD_FAULT_FIRED=path        a file that is made when something fails, so that one can tell
+//   KVFOLD_FAULT=kind:n:once|on  what fails; counted from where the program asks for SIGBUS, early in main()
+//   KVFOLD_FAULT_FIRED=path  a file that is made when something fails, so that one can tell
+//   KVFOLD_FAULT_CUT=path  this file is cut to nothing as soon as any file is mapped
 #pragma once
 
 #include <cstdint>
