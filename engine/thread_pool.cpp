@@ -33,8 +33,8 @@ ThreadPool::ThreadPool(int threads) {
   workers_.reserve(static_cast<size_t>(threads));
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
-  } catch (
-      const std::exception&) {  // no more threads, or no memory for them: those that are there do the work
+  } catch (const std::exception&) {
+    // No more threads, or no memory for them: those that are there do the work.
   }
 }
 

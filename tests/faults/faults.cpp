@@ -16,11 +16,11 @@
 
 // The C library's own, by names that nobody overrides.
 extern "C" {
-void* __libc_malloc(size_t);            // NOLINT(bugprone-reserved-identifier)
-void* __libc_calloc(size_t, size_t);    // NOLINT(bugprone-reserved-identifier)
-void* __libc_realloc(void*, size_t);    // NOLINT(bugprone-reserved-identifier)
-void* __libc_memalign(size_t, size_t);  // NOLINT(bugprone-reserved-identifier)
-void __libc_free(void*);                // NOLINT(bugprone-reserved-identifier)
+void* __libc_malloc(size_t);            // NOLINT: the C library's names
+void* __libc_calloc(size_t, size_t);    // NOLINT: the C library's names
+void* __libc_realloc(void*, size_t);    // NOLINT: the C library's names
+void* __libc_memalign(size_t, size_t);  // NOLINT: the C library's names
+void __libc_free(void*);                // NOLINT: the C library's names
 }
 
 namespace kvfold::faults {
