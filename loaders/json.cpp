@@ -69,6 +69,9 @@ Result<JsonObject> JsonObject::parse(const std::string& text, const std::string&
     out.root_ = std::make_shared<const Json>(Json::parse(text, std::ref(repeated)));
   } catch (const Json::parse_error& error) {
     return Status::error(fmt::format("{}: not JSON near offset {}", path, error.byte));
+  } catch (const Json::out_of_range&) {
+    return Status::error(
+        fmt::format("{}: found a number beyond 1e308, expected numbers that a double holds", path));
   }
   if (!repeated.name.empty())
     return Status::error(fmt::format("{}: key '{}' stands twice", path, printable(repeated.name)));
