@@ -14,6 +14,13 @@ namespace {
 constexpr int kSpins = 4000;
 // Pieces for each thread: what one that comes late or is interrupted leaves to the others.
 constexpr int kPiecesPerThread = 4;
+// A worker is late when the caller waits longer than it worked itself, and than this: pieces are of about one
+// length, so it would have waited for a quarter of that.
+constexpr std::chrono::microseconds kLate{100};
+// A job that has run alone for so long is shared all the same: a late piece matters less there.
+constexpr std::chrono::milliseconds kLong{2};
+constexpr std::chrono::milliseconds kLeastPenalty{2};
+constexpr std::chrono::milliseconds kMostPenalty{200};
 
 void pause() {
 #if defined(__x86_64__)
@@ -60,7 +67,7 @@ void ThreadPool::work_on_job(int thread) {
       continue;
     // The job cannot end before this piece does, so what describes it stays.
     try {
-      (*work_)(count_ * next / pieces, count_ * (next + 1) / pieces, thread);
+      (*work_)(begin_ + count_ * next / pieces, begin_ + count_ * (next + 1) / pieces, thread);
     } catch (...) {  // memory that ran out: the caller's to hear of, when all threads are done
       const std::lock_guard lock(mutex_);
       if (failure_ == nullptr) failure_ = std::current_exception();
@@ -70,11 +77,30 @@ void ThreadPool::work_on_job(int thread) {
   }
 }
 
+// Works on [0, count) until it is done or has become long; returns where it stopped.
+int64_t ThreadPool::run_alone(int64_t count, const std::function<void(int64_t, int64_t, int)>& work,
+                              Clock::time_point start) const {
+  const int64_t pieces = std::min(count, static_cast<int64_t>(threads()) * kPiecesPerThread);
+  for (int64_t i = 0; i < pieces; ++i) {
+    if (i > 0 && Clock::now() - start > kLong) return count * i / pieces;
+    work(count * i / pieces, count * (i + 1) / pieces, 0);
+  }
+  return count;
+}
+
 void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, int)>& work) {
   if (count <= 0) return;
   if (workers_.empty() || count == 1) {
     work(0, count, 0);
     return;
+  }
+  Clock::time_point start = Clock::now();
+  begin_ = 0;
+  if (start < alone_until_) {
+    begin_ = run_alone(count, work, start);
+    if (begin_ == count) return;
+    count -= begin_;
+    start = Clock::now();
   }
   const int64_t pieces =
       std::min({count, static_cast<int64_t>(threads()) * kPiecesPerThread, static_cast<int64_t>(kPieceMask)});
@@ -90,6 +116,7 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, i
     wake_.notify_all();
   }
   work_on_job(0);
+  const Clock::time_point done = Clock::now();
   for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
     if (spins < kSpins) {
       pause();
@@ -97,7 +124,18 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t, int64_t, i
       std::this_thread::yield();
     }
   }
+  const Clock::time_point end = Clock::now();
+  note_wait(done - start, end - done, end);
   if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void ThreadPool::note_wait(Clock::duration worked, Clock::duration waited, Clock::time_point now) {
+  if (waited > kLate && waited > worked) {
+    penalty_ = std::clamp<Clock::duration>(2 * penalty_, kLeastPenalty, kMostPenalty);
+    alone_until_ = now + penalty_;
+  } else if (now - alone_until_ > kMostPenalty) {
+    penalty_ = {};  // all went well for long enough
+  }
 }
 
 void ThreadPool::worker(int thread) {

@@ -1,11 +1,12 @@
 // A fixed set of threads that run one function over a range, together with the caller.
 //
 // The range is cut into pieces that threads claim one by one, and a call waits for pieces, never for threads:
-// a thread that the system has put aside for another process costs its share of the work, not the whole of
-// it.
+// a thread that the system has put aside for another process costs the piece that it holds, not the whole of
+// the work. Where that happens the caller works alone for a while, longer each time.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -40,18 +41,26 @@ class ThreadPool {
   static constexpr int kPieceBits = 16;
   static constexpr uint64_t kPieceMask = (uint64_t{1} << kPieceBits) - 1;
 
+  using Clock = std::chrono::steady_clock;
+
   void worker(int thread);
+  int64_t run_alone(int64_t count, const std::function<void(int64_t, int64_t, int)>& work,
+                    Clock::time_point start) const;
+  void note_wait(Clock::duration worked, Clock::duration waited, Clock::time_point now);
   void work_on_job(int thread);
   std::vector<std::thread> workers_;
   std::atomic<uint64_t> ticket_{0};
   const std::function<void(int64_t, int64_t, int)>* work_ = nullptr;
-  int64_t count_ = 0;
+  int64_t begin_ = 0, count_ = 0;       // of the job
   std::atomic<int64_t> unfinished_{0};  // pieces of the job
   std::atomic<bool> stop_{false};
   std::mutex mutex_;  // of going to sleep, and of failure_
   std::exception_ptr failure_;
   std::condition_variable wake_;
   std::atomic<int> sleepers_{0};
+  // The caller's alone.
+  Clock::time_point alone_until_{};
+  Clock::duration penalty_{};  // how long it works alone the next time a worker is late
 };
 
 }  // namespace kvfold
