@@ -41,7 +41,7 @@ def _texts(part: dict, plot_id: str, page) -> str:
     known = [name for name in CONDITIONS if name in part["texts"]]
     rows = [[escape(n), escape(CONDITIONS[n]), number(part["texts"][n]["nll"]), estimate(part["texts"][n]["g"])] for n in known]
     shown = [n for n in known if n not in ("none", "text", "noise")]
-    forest = figures.forest(plot_id, shown, {"G": [part["texts"][n]["g"] for n in shown]}, "share of the gap from none to text that is closed")
+    forest = figures.forest(plot_id, shown, {"G": [part["texts"][n]["g"] for n in shown]}, "G: share of the gap closed")
     pair = part["texts"]["projected"]["g_pair"]
     return (
         page.plot(forest)
