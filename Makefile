@@ -119,7 +119,7 @@ train-projector: build/release/build.ninja weights-all corpus ## train SOURCE-to
 
 projector-self: build/release/build.ninja weights-all corpus ## control: SOURCE projected to itself closes 99% of the gap, or this fails
 	@cmake --build build/release -j $(JOBS) --target fit_projector >&2
-	@build/release/experiments/fit_projector --source $(SOURCE) --target $(SOURCE) --train 512 --lambda 1e-6,1e-5,1e-4 --whole \
+	@build/release/experiments/fit_projector --source $(SOURCE) --target $(SOURCE) --train 288 --lambda 0.01,0.001,0.0001 --whole \
 	  --out weights/cache/projector/self --at-least 0.99 $(ARGS)
 
 # The sets are committed; this makes them anew from experiments/prompts/tables.py.

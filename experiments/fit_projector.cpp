@@ -161,8 +161,8 @@ class Fit {
     KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Projector> projector, make_projector(std::move(data)));
     std::vector<KvCache> caches;
     for (size_t i = 0; i < d.dev_tokens.size(); ++i) {
-      KVFOLD_ASSIGN_OR_RETURN(
-          KvCache cache, project(*projector, d.dev_sources[i], d.dev_tokens[i], d.to->pool(), *threads_));
+      KVFOLD_ASSIGN_OR_RETURN(KvCache cache, project(*projector, d.dev_sources[i], d.dev_tokens[i],
+                                                     d.to->pool(), "projected", *threads_));
       caches.push_back(std::move(cache));
     }
     KVFOLD_ASSIGN_OR_RETURN(const std::vector<double> nll, dev_nll(d, caches));

@@ -92,7 +92,8 @@ TEST(Projection, OfAModelToItselfByIdentityIsItsCache) {
   ThreadPool threads(2);
   const std::vector<TokenId>* context = &p.context.target;
   const std::vector<KvCache> truth = context_caches(*session, std::span(&context, 1)).value();
-  const auto crossed = project(*projector.value(), truth[0], p.context, session->pool(), threads);
+  const auto crossed =
+      project(*projector.value(), truth[0], p.context, session->pool(), "projected", threads);
   ASSERT_TRUE(crossed.ok());
   const std::vector<TokenId>* continuation = &p.continuation;
   const std::vector<KvCache> caches = {truth[0], crossed.value()};

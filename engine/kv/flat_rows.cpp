@@ -27,6 +27,22 @@ void load_rows(const KvCache& cache, int begin, int count, float* out) {
   });
 }
 
+std::vector<float> all_rows(const KvCache& cache) {
+  std::vector<float> out(static_cast<size_t>(cache.size()) * row_width(cache.shape()));
+  load_rows(cache, 0, cache.size(), out.data());
+  return out;
+}
+
+std::vector<float> gather_rows(const KvCache& cache, std::span<const int> which) {
+  const auto width = static_cast<size_t>(row_width(cache.shape()));
+  const std::vector<float> rows = all_rows(cache);
+  std::vector<float> out(which.size() * width);
+  for (size_t i = 0; i < which.size(); ++i)
+    std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(which[i] * width), width,
+                out.begin() + static_cast<std::ptrdiff_t>(i * width));
+  return out;
+}
+
 Result<KvCache> cache_of_rows(const std::shared_ptr<PagePool>& pool, const CacheShape& shape,
                               std::span<const TokenId> tokens, const float* rows, const std::string& source) {
   const auto count = static_cast<int>(tokens.size());

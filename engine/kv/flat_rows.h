@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "engine/kv/cache.h"
 
@@ -16,6 +17,9 @@ inline int row_offset(const CacheShape& shape, Part part, int layer, int head = 
 
 // Rows [begin, begin + count) of a cache, as f32 out [count][row_width]. REQUIRES: every lane holds them.
 void load_rows(const KvCache& cache, int begin, int count, float* out);
+// All rows, [cache.size()][row_width], and rows `which`, [which.size()][row_width]. REQUIRES: as load_rows().
+std::vector<float> all_rows(const KvCache& cache);
+std::vector<float> gather_rows(const KvCache& cache, std::span<const int> which);
 
 // A cache of these rows [tokens.size()][row_width], at positions from 0 on, rounded to the pool's type. Their
 // origins name `source`. Errors: the pool is exhausted.

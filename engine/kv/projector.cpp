@@ -162,6 +162,15 @@ Result<std::unique_ptr<Projector>> make_projector(ProjectorData data) {
   return Status::error(fmt::format("projector: unknown kind '{}', expected one of {}", data.kind, known));
 }
 
+Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,
+                        const std::shared_ptr<PagePool>& pool, const std::string& origin,
+                        ThreadPool& threads) {
+  const std::vector<float> rows = gather_rows(source, tokens.source_row);
+  std::vector<float> out(tokens.target.size() * projector.target_width());
+  projector.apply(rows.data(), static_cast<int>(tokens.target.size()), true, out.data(), threads);
+  return cache_of_rows(pool, projector.data().target.shape, tokens.target, out.data(), origin);
+}
+
 Status save_projector(const ProjectorData& data, const std::string& path) {
   std::map<std::string, std::string> metadata = {{"kvfold_projector", std::to_string(kProjectorFileVersion)},
                                                  {"kind", data.kind}};

@@ -12,8 +12,7 @@
 //   ridge.up                         [target width, rank]
 //   ridge.mean_out, ridge.scale_out  [target width]
 //   ridge.weight                     [target width, source width], in place of up and down
-//   ridge.first                      [target width], or none: what a document's first row becomes, whatever
-//   it
+//   ridge.first                      [target width], or none: what a text's first row becomes, whatever it
 //                                    was. It is where attention goes that has nowhere to go (StreamingLLM:
 //                                    Xiao et al. 2024, arXiv:2309.17453), unlike every other row.
 #pragma once
@@ -24,6 +23,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/kv/alignment.h"
 #include "engine/kv/flat_rows.h"
 #include "engine/thread_pool.h"
 
@@ -81,6 +81,13 @@ class Projector {
 // Errors: an unknown kind (those known are listed); a tensor that is missing, has another shape, is not known
 // to the kind, or holds what is no number.
 Result<std::unique_ptr<Projector>> make_projector(ProjectorData data);
+
+// A cache of the source model as the projector makes it for the target's tokens. The rows' origins name
+// `origin`. Errors: the pool is exhausted. REQUIRES: every lane holds every row; the cache's rows are
+// tokens.source.
+Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,
+                        const std::shared_ptr<PagePool>& pool, const std::string& origin,
+                        ThreadPool& threads);
 
 // Writes `path` whole or not at all. Errors: the file cannot be written.
 Status save_projector(const ProjectorData& data, const std::string& path);

@@ -9,7 +9,7 @@
 #include "engine/file.h"
 #include "engine/kv/cache_file.h"
 #include "engine/kv/ops.h"
-#include "experiments/cli/common.h"
+#include "experiments/cli/cache_files.h"
 #include "experiments/cli/npy.h"
 
 namespace kvfold::cli {
@@ -45,10 +45,8 @@ struct RunOptions {
   int count = 40;
   std::string insert = "start";
   std::string positions = "follow";
-  std::string select;
-  std::string fill;
+  SliceOptions slice;
   std::string logits;
-  uint64_t seed = 0;
   bool json = false;
 };
 
@@ -74,22 +72,6 @@ Result<int> insertion_slot(const std::string& where, int tokens) {
   return slot;
 }
 
-// The part of the source that is to be inserted, with both halves of every row.
-Result<KvSlice> select_rows(const KvCache& source, const RunOptions& options) {
-  KVFOLD_ASSIGN_OR_RETURN(const Selection selection,
-                          Selection::parse(options.select, source.shape(), source.size()));
-  KVFOLD_ASSIGN_OR_RETURN(KvSlice slice, extract(source, selection));
-  if (selection.keys && selection.values) return slice;
-  if (options.fill.empty())
-    return Status::error("--select with one of K and V needs --fill zero, noise or mean for the other");
-  Selection both = selection;
-  both.keys = both.values = true;
-  KVFOLD_ASSIGN_OR_RETURN(const KvSlice natural, extract(source, both));
-  KVFOLD_ASSIGN_OR_RETURN(const NoiseKind kind,
-                          parse_noise_kind(options.fill == "noise" ? "matched" : options.fill));
-  return fill_missing(slice, natural, kind, options.seed);
-}
-
 Status run(const RunOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, options.text.read());
   KVFOLD_ASSIGN_OR_RETURN(const InsertPositions positions, InsertPositions::parse(options.positions));
@@ -97,9 +79,10 @@ Status run(const RunOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, encode(*session, text));
   KVFOLD_ASSIGN_OR_RETURN(const int slot, insertion_slot(options.insert, static_cast<int>(ids.size())));
   const Model& model = session->model();
-  KVFOLD_ASSIGN_OR_RETURN(const KvCache source, load_cache(options.cache, cache_model_info(model.source()),
-                                                           model.cache_shape(), session->pool()));
-  KVFOLD_ASSIGN_OR_RETURN(const KvSlice slice, select_rows(source, options));
+  const CacheModelInfo info = cache_model_info(model.source());
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache source,
+                          load_cache(options.cache, info, model.cache_shape(), session->pool()));
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice slice, options.slice.take(source, info, options.cache));
 
   KvCache cache = session->make_cache();
   const Feed before{&cache, std::span(ids).first(static_cast<size_t>(slot)), Wanted::kNone};
@@ -153,10 +136,7 @@ Action add_cache_run(CLI::App& app) {
   app.add_option("--positions", options->positions,
                  "the positions they take: follow, keep, overlap, gap:N or from:N")
       ->capture_default_str();
-  app.add_option("--select", options->select, "which of them: \"layers=0-9,20 heads=* parts=k rows=3-12\"");
-  app.add_option("--fill", options->fill, "the other half where parts=k or parts=v")
-      ->check(CLI::IsMember({"zero", "noise", "mean"}));
-  app.add_option("--seed", options->seed, "seed of --fill noise");
+  options->slice.declare(app, "the saved rows");
   app.add_option("--logits", options->logits,
                  "a .npy file for the logits after the text's last token, f32 [1, vocab_size]");
   app.add_flag("--json", options->json, "print ids, text, stop and positions as JSON");

@@ -31,6 +31,13 @@ KvCache with_named_source(const KvCache& cache, const std::string& path) {
   return KvCache(cache.lanes(), std::move(rows), cache.next_position());
 }
 
+// Errors name the cache's file.
+Result<Selection> parse_selection(const KvCache& cache, const std::string& text, const std::string& path) {
+  Result<Selection> selection = Selection::parse(text, cache.shape(), cache.size());
+  if (!selection.ok()) return selection.status().with_prefix(path + ": ");
+  return selection;
+}
+
 }  // namespace
 
 Result<OpenCaches> open_caches(const std::vector<std::string>& paths) {
@@ -56,10 +63,7 @@ Result<OpenCaches> open_caches(const std::vector<std::string>& paths) {
 }
 
 Result<Selection> select_in(const OpenCaches& in, size_t which, const std::string& text) {
-  const KvCache& cache = in.caches[which];
-  Result<Selection> selection = Selection::parse(text, cache.shape(), cache.size());
-  if (!selection.ok()) return selection.status().with_prefix(in.paths[which] + ": ");
-  return selection;
+  return parse_selection(in.caches[which], text, in.paths[which]);
 }
 
 Result<std::vector<int>> rows_in(const OpenCaches& in, size_t which, const std::string& text) {
@@ -77,9 +81,9 @@ void SliceOptions::declare(CLI::App& app, const std::string& of) {
   app.add_option("--seed", seed, "seed of made-up vectors")->capture_default_str();
 }
 
-Result<KvSlice> SliceOptions::take(const OpenCaches& in, size_t which) const {
-  const KvCache& cache = in.caches[which];
-  KVFOLD_ASSIGN_OR_RETURN(const Selection selection, select_in(in, which, select));
+Result<KvSlice> SliceOptions::take(const KvCache& cache, const CacheModelInfo& model,
+                                   const std::string& path) const {
+  KVFOLD_ASSIGN_OR_RETURN(const Selection selection, parse_selection(cache, select, path));
   KVFOLD_ASSIGN_OR_RETURN(KvSlice slice, extract(cache, selection));
   if (selection.keys && selection.values) return slice;
   if (fill.empty())
@@ -96,7 +100,7 @@ Result<KvSlice> SliceOptions::take(const OpenCaches& in, size_t which) const {
   if (!std::filesystem::exists(fill, error))
     return Status::error(
         fmt::format("--fill {}: expected zero, noise, mean, unit, channel, permuted or a cache file", fill));
-  KVFOLD_ASSIGN_OR_RETURN(const KvCache other, load_cache(fill, in.model, cache.shape(), cache.pool()));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache other, load_cache(fill, model, cache.shape(), cache.pool()));
   if (other.size() != slice.size())
     return Status::error(fmt::format("--fill {}: found {} rows, expected {}, as many as are selected", fill,
                                      other.size(), slice.size()));

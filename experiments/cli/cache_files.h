@@ -36,9 +36,9 @@ struct SliceOptions {
   uint64_t seed = 0;
 
   void declare(CLI::App& app, const std::string& of);
-  // The selected rows of in.caches[which], with both halves. Errors: one half and no --fill; a --fill file
-  // that has not as many rows, or is of another model.
-  Result<KvSlice> take(const OpenCaches& in, size_t which) const;
+  // The selected rows of a cache of that model, with both halves. Errors name `path`, the cache's file: one
+  // half and no --fill; a --fill file that has not as many rows, or is of another model.
+  Result<KvSlice> take(const KvCache& cache, const CacheModelInfo& model, const std::string& path) const;
 };
 
 // What an operation does with its opened inputs.

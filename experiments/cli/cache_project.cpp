@@ -1,8 +1,6 @@
 // cache project: rows of one model's cache become rows of another's.
 #include <fmt/core.h>
 
-#include <numeric>
-
 #include "engine/kv/alignment.h"
 #include "engine/kv/projector.h"
 #include "experiments/cli/cache_files.h"
@@ -12,9 +10,9 @@ namespace kvfold::cli {
 namespace {
 
 struct Options {
-  std::string in, projector, source, target, select, fill, out;
+  std::string in, projector, source, target, out;
   std::string cache_type;
-  uint64_t seed = 0;
+  SliceOptions slice;
   bool json = false;
 };
 
@@ -60,55 +58,32 @@ Result<Opened> open_model(const std::string& named, const char* option, const Pr
   return open_model(model);
 }
 
-// The projected rows, with the parts, layers and heads that are selected; --fill for the half that is not.
-Result<KvCache> select_part(const KvCache& cache, const Options& options) {
-  KVFOLD_ASSIGN_OR_RETURN(const Selection selection,
-                          Selection::parse(options.select, cache.shape(), cache.size()));
-  KVFOLD_ASSIGN_OR_RETURN(KvSlice slice, extract(cache, selection));
-  if (selection.keys && selection.values) return to_cache(slice);
-  if (options.fill.empty())
-    return Status::error("--select with one of K and V needs --fill zero, noise or mean for the other");
-  Selection both = selection;
-  both.keys = both.values = true;
-  KVFOLD_ASSIGN_OR_RETURN(const KvSlice natural, extract(cache, both));
-  KVFOLD_ASSIGN_OR_RETURN(const NoiseKind kind,
-                          parse_noise_kind(options.fill == "noise" ? "matched" : options.fill));
-  KVFOLD_ASSIGN_OR_RETURN(slice, fill_missing(slice, natural, kind, options.seed));
-  return to_cache(slice);
-}
-
-// All rows of a cache, which every lane must hold: a projector reads them all at once.
-Result<std::vector<float>> whole_rows(const KvCache& cache, const std::string& path) {
+// Errors: a lane that lacks a row: a projector reads all of them at once.
+Status check_whole(const KvCache& cache, const std::string& path) {
   for (int lane = 0; lane < cache.shape().lanes(); ++lane)
     if (const int held = cache.lanes().table(Part::kKey, lane).rows(); held != cache.size())
       return Status::error(
           fmt::format("{}: layer {} head {} holds {} of {} rows; a projector reads all lanes", path,
                       lane / cache.shape().kv_heads, lane % cache.shape().kv_heads, held, cache.size()));
-  std::vector<float> rows(static_cast<size_t>(cache.size()) * row_width(cache.shape()));
-  load_rows(cache, 0, cache.size(), rows.data());
-  return rows;
+  return {};
 }
 
-Result<KvCache> project(const Options& options, const OpenCaches& in, const Projector& projector,
-                        const Opened& source, const Opened& target) {
-  const KvCache& cache = in.caches[0];
+// A cache's tokens beside those of the target for the same text.
+Result<AlignedTokens> align_cache(const KvCache& cache, const Opened& source, const Opened& target) {
   std::span<const TokenId> spoken = cache.rows().tokens;
   const VocabularySource& vocabulary = source.tokenizer->source();
   if (vocabulary.add_bos && !spoken.empty() && spoken[0] == vocabulary.bos) spoken = spoken.subspan(1);
-  const std::string text = source.tokenizer->decode(spoken);
-  const std::vector<TokenId> ids = target.tokenizer->encode(text);
-  Result<AlignedTokens> aligned = align(*source.tokenizer, cache.rows().tokens, *target.tokenizer, ids);
+  const std::vector<TokenId> ids = target.tokenizer->encode(source.tokenizer->decode(spoken));
+  return align(*source.tokenizer, cache.rows().tokens, *target.tokenizer, ids);
+}
+
+// The cache that the projector makes of the input, whole.
+Result<KvCache> project_file(const Options& options, const OpenCaches& in, const Projector& projector,
+                             const Opened& source, const Opened& target) {
+  const KvCache& cache = in.caches[0];
+  const Result<AlignedTokens> aligned = align_cache(cache, source, target);
   if (!aligned.ok()) return aligned.status().with_prefix(options.in + ": ");
-  KVFOLD_ASSIGN_OR_RETURN(const std::vector<float> rows, whole_rows(cache, options.in));
-  const auto width = static_cast<size_t>(projector.source_width());
-  std::vector<float> picked;
-  picked.reserve(ids.size() * width);
-  for (const int row : aligned.value().source_row)
-    picked.insert(picked.end(), rows.begin() + static_cast<std::ptrdiff_t>(row * width),
-                  rows.begin() + static_cast<std::ptrdiff_t>((row + 1) * width));
-  std::vector<float> made(ids.size() * static_cast<size_t>(projector.target_width()));
-  ThreadPool threads(ThreadPool::available());
-  projector.apply(picked.data(), static_cast<int>(ids.size()), true, made.data(), threads);
+  KVFOLD_RETURN_IF_ERROR(check_whole(cache, options.in));
   constexpr size_t kBudget = size_t{16} << 30;  // address space until it is used
   CacheType type = cache.type();
   if (!options.cache_type.empty()) {
@@ -116,8 +91,8 @@ Result<KvCache> project(const Options& options, const OpenCaches& in, const Proj
   }
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<PagePool> pool,
                           PagePool::create(type, target.shape.head_dim, kBudget));
-  KVFOLD_ASSIGN_OR_RETURN(const KvCache out, cache_of_rows(pool, target.shape, ids, made.data(), options.in));
-  return select_part(out, options);
+  ThreadPool threads(ThreadPool::available());
+  return project(projector, cache, aligned.value(), pool, options.in, threads);
 }
 
 Status run(const Options& options) {
@@ -134,7 +109,9 @@ Status run(const Options& options) {
   KVFOLD_ASSIGN_OR_RETURN(const Opened target, open_model(options.target, "--target", of.target));
   KVFOLD_RETURN_IF_ERROR(check_model("--target", target.model.fingerprint, target.shape, options.projector,
                                      "target", of.target));
-  KVFOLD_ASSIGN_OR_RETURN(const KvCache cache, project(options, in, *projector.value(), source, target));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache whole, project_file(options, in, *projector.value(), source, target));
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice part, options.slice.take(whole, target.model, options.in));
+  KVFOLD_ASSIGN_OR_RETURN(const KvCache cache, to_cache(part));
   return write_cache(cache, target.model, options.out, options.json);
 }
 
@@ -147,11 +124,7 @@ Action declare(CLI::App& app) {
   app.add_option("--source", options->source,
                  "the source model, whose tokenizer says what the rows say (default: the fetched one)");
   app.add_option("--target", options->target, "the target model (default: the fetched one)");
-  app.add_option("--select", options->select,
-                 "which part of the projected rows: \"layers=0-9,20 heads=* parts=k rows=3-12\"");
-  app.add_option("--fill", options->fill, "the other half where parts=k or parts=v")
-      ->check(CLI::IsMember({"zero", "noise", "mean"}));
-  app.add_option("--seed", options->seed, "seed of --fill noise");
+  options->slice.declare(app, "the projected rows");
   app.add_option("--cache-type", options->cache_type, "type of KV pages: f16, f32 or q8 (default: IN's)")
       ->check(CLI::IsMember({"f16", "f32", "q8"}));
   app.add_option("--out", options->out, "the cache file to write")->required();

@@ -17,7 +17,7 @@ Action declare_extract(CLI::App& app) {
   auto slice = std::make_shared<SliceOptions>();
   slice->declare(app, "IN");
   return cache_operation(app, {kIn}, [slice](const OpenCaches& in) -> Result<KvCache> {
-    KVFOLD_ASSIGN_OR_RETURN(const KvSlice rows, slice->take(in, 0));
+    KVFOLD_ASSIGN_OR_RETURN(const KvSlice rows, slice->take(in.caches[0], in.model, in.paths[0]));
     return to_cache(rows);
   });
 }
@@ -39,7 +39,7 @@ Result<KvCache> run_insert(const InsertOptions& options, const OpenCaches& in) {
           fmt::format("{}: --at {}: expected start, end or a slot in 0-{}", in.paths[0], options.at, rows));
   }
   KVFOLD_ASSIGN_OR_RETURN(const InsertPositions positions, InsertPositions::parse(options.positions));
-  KVFOLD_ASSIGN_OR_RETURN(const KvSlice slice, options.slice.take(in, 1));
+  KVFOLD_ASSIGN_OR_RETURN(const KvSlice slice, options.slice.take(in.caches[1], in.model, in.paths[1]));
   return insert(in.caches[0], slice, at, positions);
 }
 

@@ -93,8 +93,8 @@ Status build_projected(const Crossing& c, std::span<const ProjectionText> texts,
   for (const auto& [name, projector] : projectors) {
     if (projector == nullptr) continue;
     for (size_t i = 0; i < texts.size(); ++i) {
-      KVFOLD_ASSIGN_OR_RETURN(
-          KvCache cache, project(*projector, sources[i], texts[i].context, c.target->pool(), *c.threads));
+      KVFOLD_ASSIGN_OR_RETURN(KvCache cache, project(*projector, sources[i], texts[i].context,
+                                                     c.target->pool(), "projected", *c.threads));
       out[name].push_back(std::move(cache));
     }
   }
@@ -278,8 +278,8 @@ Result<std::vector<Json>> measure_facts(const Crossing& c, std::span<const Fact>
       const std::vector<TokenId>* own = &tokens.source;
       KVFOLD_ASSIGN_OR_RETURN(const std::vector<KvCache> source,
                               context_caches(*c.source, std::span(&own, 1)));
-      KVFOLD_ASSIGN_OR_RETURN(KvCache made,
-                              project(*c.projector, source[0], tokens, c.target->pool(), *c.threads));
+      KVFOLD_ASSIGN_OR_RETURN(
+          KvCache made, project(*c.projector, source[0], tokens, c.target->pool(), "projected", *c.threads));
       caches[name].push_back(std::move(made));
       if (text != fact.text) continue;
       own = &tokens.target;
@@ -307,7 +307,7 @@ Result<KvCache> crossed(const Crossing& c, const SourceText& source) {
                           align(c.source->tokenizer(), ids, c.target->tokenizer(), source.ids));
   const std::vector<TokenId>* own = &tokens.source;
   KVFOLD_ASSIGN_OR_RETURN(const std::vector<KvCache> made, context_caches(*c.source, std::span(&own, 1)));
-  return project(*c.projector, made[0], tokens, c.target->pool(), *c.threads);
+  return project(*c.projector, made[0], tokens, c.target->pool(), "projected", *c.threads);
 }
 
 Result<std::vector<Json>> measure_case(const Crossing& c, const FramedTrial& trial, int count) {

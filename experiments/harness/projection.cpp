@@ -135,30 +135,6 @@ Result<std::vector<KvCache>> context_caches(Session& session,
   return caches;
 }
 
-std::vector<float> all_rows(const KvCache& cache) {
-  std::vector<float> out(static_cast<size_t>(cache.size()) * row_width(cache.shape()));
-  load_rows(cache, 0, cache.size(), out.data());
-  return out;
-}
-
-std::vector<float> gather_rows(const KvCache& cache, std::span<const int> which) {
-  const auto width = static_cast<size_t>(row_width(cache.shape()));
-  const std::vector<float> rows = all_rows(cache);
-  std::vector<float> out(which.size() * width);
-  for (size_t i = 0; i < which.size(); ++i)
-    std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(which[i] * width), width,
-                out.begin() + static_cast<std::ptrdiff_t>(i * width));
-  return out;
-}
-
-Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,
-                        const std::shared_ptr<PagePool>& pool, ThreadPool& threads) {
-  const std::vector<float> rows = gather_rows(source, tokens.source_row);
-  std::vector<float> out(tokens.target.size() * projector.target_width());
-  projector.apply(rows.data(), static_cast<int>(tokens.target.size()), true, out.data(), threads);
-  return cache_of_rows(pool, projector.data().target.shape, tokens.target, out.data(), "projected");
-}
-
 Result<std::vector<double>> continuation_nll(Session& session, std::span<const KvCache> caches,
                                              std::span<const std::vector<TokenId>* const> continuations) {
   KVFOLD_CHECK(caches.size() == continuations.size());

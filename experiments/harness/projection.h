@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "engine/kv/alignment.h"
 #include "engine/kv/projector.h"
 #include "engine/session.h"
 
@@ -53,15 +52,6 @@ Status check_unseen(const ProjectorData& projector, std::span<const ProjectionTe
 // The caches of the contexts in one model, as one batch. Errors: as Session::feed.
 Result<std::vector<KvCache>> context_caches(Session& session,
                                             std::span<const std::vector<TokenId>* const> contexts);
-
-// Rows `which` of a cache, one after another, [which.size()][row_width].
-std::vector<float> gather_rows(const KvCache& cache, std::span<const int> which);
-// All of them.
-std::vector<float> all_rows(const KvCache& cache);
-
-// A source cache as the projector makes it for the target's tokens. REQUIRES: alignment of the two.
-Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,
-                        const std::shared_ptr<PagePool>& pool, ThreadPool& threads);
 
 // Mean NLL in nats of each continuation but its first token, behind its cache. Errors: as Session::feed.
 // REQUIRES: one cache a continuation, of at least two tokens.
