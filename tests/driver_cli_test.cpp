@@ -84,6 +84,22 @@ TEST_F(Driver, InterruptedRunGoesOnToTheSameRecords) {
   EXPECT_EQ(run(command + "whole").err.find("going on"), std::string::npos);
 }
 
+TEST_F(Driver, QuantizedModelIsAnotherModel) {
+  const auto manifest = [&](const std::string& runs) {
+    const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file(runs))->path();
+    return nlohmann::json::parse(TemporaryFolder::read(run_folder / "manifest.json"));
+  };
+  const std::string command = "run_2a --model tiny.gguf -n 2 --framings raw --runs ";
+  ASSERT_EQ(run(command + "stored").status, 0);
+  const Ran ran = run(command + "eight --quantize q8_0");  // same-cache, too, in the process that loads it
+  ASSERT_EQ(ran.status, 0) << ran.err;
+  EXPECT_EQ(manifest("stored").at("quantize"), "none");
+  EXPECT_EQ(manifest("eight").at("quantize"), "q8_0");
+  EXPECT_NE(manifest("eight").at("model_fingerprint"), manifest("stored").at("model_fingerprint"));
+  EXPECT_NE(all_records("eight"), all_records("stored"));
+  EXPECT_EQ(run(command + "none --quantize q3").status, 2);
+}
+
 TEST_F(Driver, KilledRunGoesOnToTheSameRecords) {
   folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3));
   const std::string command =

@@ -131,9 +131,10 @@ class Run {
       jobs.push_back({fmt::format("{}/{}.safetensors", scratch, i), framed[i].target.back()});
       KVFOLD_RETURN_IF_ERROR(save_cache(caches[i], info, jobs.back().cache_path));
     }
-    KVFOLD_ASSIGN_OR_RETURN(
-        std::vector<Continuation> answers,
-        replay_elsewhere({options_.model, options_.exact, options_.threads, options_.count}, jobs, scratch));
+    KVFOLD_ASSIGN_OR_RETURN(std::vector<Continuation> answers,
+                            replay_elsewhere({options_.model, options_.quantize, options_.exact,
+                                              options_.threads, options_.count},
+                                             jobs, scratch));
     if (answers.size() != jobs.size()) return Status::error("same-cache: an answer is missing");
     std::vector<Replayed> out;
     for (size_t i = 0; i < jobs.size(); ++i) {

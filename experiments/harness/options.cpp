@@ -62,6 +62,9 @@ void add_options(CLI::App& app, DriverOptions& options) {
       ->capture_default_str();
   app.add_option("--limit", options.limit, "most trials of each family")->check(CLI::Range(1, 1 << 20));
   app.add_option("--seed", options.seed, "seed of the noise")->capture_default_str();
+  app.add_option("--quantize", options.quantize,
+                 "bring the matrices to q4_0, q4_1, q8_0 or q4_k as they are loaded; none: as stored")
+      ->capture_default_str();
   app.add_flag("--exact", options.exact, "f32 activations instead of int8 blocks");
   app.add_flag("--new", options.fresh, "start a new run even where an unfinished one could be gone on with");
   app.add_option("--replay", options.replay, "")->group("");
@@ -87,6 +90,7 @@ int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
 Result<std::unique_ptr<Session>> open_session(const DriverOptions& options) {
   OpenOptions open;
   open.backend = options.backend;
+  KVFOLD_ASSIGN_OR_RETURN(open.quantization, Quantization::parse(options.quantize));
   open.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
   open.cpu.threads = options.threads;
   open.cpu.precision = options.exact ? Precision::kExact : Precision::kInt8;
@@ -140,6 +144,7 @@ nlohmann::ordered_json describe_run(const Session& session, const DriverOptions&
           {"model_name", source.config.name},
           {"model_fingerprint", source.fingerprint},
           {"backend", session.model().backend().name()},
+          {"quantize", options.quantize},
           {"precision", options.exact ? "exact" : "int8"},
           {"cache_type", "f16"},
           {"tokens", options.count},

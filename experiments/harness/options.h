@@ -20,6 +20,7 @@ struct DriverOptions {
   std::string replay;   // the same-cache control's other process; not for people
   std::string framings = "raw,qa,chat,system";
   std::string backend = "auto";
+  std::string quantize = "none";  // on load
   int threads = 0;
   int count = 40;
   int limit = 0;  // trials of each family; 0: all

@@ -54,8 +54,13 @@ Status run_self(const std::string& path) {
 Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options,
                                                    const std::vector<ReplayJob>& jobs,
                                                    const std::string& folder) {
-  json request = {{"model", options.model}, {"exact", options.exact}, {"threads", options.threads},
-                  {"count", options.count}, {"jobs", json::array()},  {"answers", folder + "/answers.json"}};
+  json request = {{"model", options.model},
+                  {"quantize", options.quantize},
+                  {"exact", options.exact},
+                  {"threads", options.threads},
+                  {"count", options.count},
+                  {"jobs", json::array()},
+                  {"answers", folder + "/answers.json"}};
   for (const ReplayJob& job : jobs)
     request["jobs"].push_back({{"cache", job.cache_path}, {"token", job.token}});
   const std::string path = folder + "/jobs.json";
@@ -74,6 +79,8 @@ Result<std::vector<Continuation>> replay_elsewhere(const ReplayOptions& options,
 Status run_replay(const std::string& jobs_path) {
   KVFOLD_ASSIGN_OR_RETURN(const json request, read_json(jobs_path));
   OpenOptions options;
+  KVFOLD_ASSIGN_OR_RETURN(options.quantization,
+                          Quantization::parse(request.at("quantize").get<std::string>()));
   options.cpu.threads = request.at("threads").get<int>();
   options.cpu.precision = request.at("exact").get<bool>() ? Precision::kExact : Precision::kInt8;
   KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session,

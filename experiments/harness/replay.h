@@ -17,6 +17,7 @@ struct ReplayJob {
 
 struct ReplayOptions {
   std::string model;
+  std::string quantize = "none";
   bool exact = false;
   int threads = 0;
   int count = 0;  // tokens to continue by
