@@ -12,6 +12,7 @@ import crossing
 import figures
 import rating
 import statements
+import sweeps
 from html_parts import chip, chips, estimate, figure, highlighted, number, p_value, panel, segments, sortable, table
 from verdicts import VERDICTS
 
@@ -283,8 +284,7 @@ def add_sweeps(page: Page) -> None:
 
 def _sweep(page: Page, sweep: dict, stem: str) -> str:
     body = ""
-    for f, framing in enumerate(several(sweep["points"], "framing")):
-        here = [p for p in sweep["points"] if p["framing"] == framing and p["own"] is not None]
+    for f, (framing, here) in enumerate(sweeps.groups([p for p in sweep["points"] if p["own"] is not None]).items()):
         lone = [p for p in here if p["x"] is None]
         heads = [p for p in here if p["series"].startswith("layer-head")]
         lines = [p for p in here if p["x"] is not None and p not in heads]
@@ -332,8 +332,12 @@ def _layer_heads(page: Page, points: list[dict], plot_id: str, framing: str) -> 
 
 def _mode_against_content(page: Page, rows: list[dict], stem: str) -> str:
     body = "<h3>A single layer's part of mode and of content</h3><div class=pair>"
-    for i, (framing, series) in enumerate(dict.fromkeys((r["framing"], r["series"]) for r in rows)):
-        here = sorted((r for r in rows if (r["framing"], r["series"]) == (framing, series)), key=lambda r: r["layer"])
+    parts: dict[tuple, list] = {}
+    for framing, of in sweeps.groups(rows).items():
+        for r in of:
+            parts.setdefault((framing, r["series"]), []).append(r)
+    for i, ((framing, series), here) in enumerate(parts.items()):
+        here.sort(key=lambda r: r["layer"])
         lines = {name: [(r["layer"], r[name]) for r in here if r[name] is not None] for name in ("mode", "content")}
         lines = {k: v for k, v in lines.items() if v}
         if lines:
@@ -343,15 +347,15 @@ def _mode_against_content(page: Page, rows: list[dict], stem: str) -> str:
 
 
 def _points(sweep: dict) -> str:
-    columns = [("framing", "text"), ("point", "text"), ("rows selected", "text"), ("n", "number"), ("tau", "number"), ("another source", "number"),
-               ("uplift over another source, nats", "number"), ("d (paired)", "number"), ("Holm p", "number")]  # fmt: skip
+    columns = [("family", "text"), ("framing", "text"), ("point", "text"), ("rows selected", "text"), ("n", "number"), ("tau", "number"), ("another source", "number"),
+               ("uplift over another source, nats", "number"), ("d (paired)", "number"), ("adjusted p", "number")]  # fmt: skip
     rows = []
     for p in sweep["points"]:
         d = p["effect"] and p["effect"]["d"]
         rows.append(
-            [p["framing"], escape(p["point"]), escape(p["selection"] or ""), p["n"]]
+            [escape(p["family"]), p["framing"], escape(p["point"]), escape(p["selection"] or ""), p["n"]]
             + [sortable(estimate(e), e and e["value"]) for e in (p["own"], p["mismatched"], p["uplift_over_mismatched"], d)]
-            + [sortable(p_value(p["p_holm"]), p["p_holm"])]
+            + [sortable(p_value(p["p_family"]), p["p_family"])]
         )
     return table(columns, rows, "every point of the sweep")
 
@@ -454,10 +458,10 @@ def add_insignificant(page: Page) -> None:
         page.add("insignificant", "What was not significant", "<p>No test: there is no test split, or every test was significant.</p>")
         return
     body = (
-        f"<p>{len(rows)} tests have a Holm p of 0.05 or more. In {none} an equivalence test (two one-sided tests) shows that there is no effect worth the "
+        f"<p>{len(rows)} tests have an adjusted p of 0.05 or more. In {none} an equivalence test (two one-sided tests) shows that there is no effect worth the "
         f"name; {open_ones} stay open: the data show neither an effect nor its absence; in the other {len(rows) - none - open_ones} none was asked for.</p>"
     )
-    columns = [("model", "text"), ("where", "text"), ("what", "text"), ("estimate", "number"), ("Holm p", "number"), ("so", "text")]
+    columns = [("model", "text"), ("where", "text"), ("what", "text"), ("estimate", "number"), ("adjusted p", "number"), ("so", "text")]
     cells = [
         [escape(r["model"]), escape(r["where"]), escape(r["what"]), escape(r["estimate"]), sortable(p_value(r["p"]), r["p"]), escape(r["says"])]
         for r in rows
@@ -525,7 +529,7 @@ def add_method(page: Page) -> None:
     body += (
         "<h3>The rule</h3>" + rule + "<h3>Statistics</h3><p>The unit is the item. Intervals: BCa bootstrap, "
         f"{page.summary['resamples']} resamples, paired over items; shares: Wilson; Cohen's d and Hedges' g: noncentral t. Tests: permutation. Holm within a "
-        "family. Equivalence: two one-sided t tests. scipy and statsmodels compute them all.</p>"
+        "family; points of a sweep: max T (Westfall and Young). Equivalence: two one-sided t tests. scipy and statsmodels compute them all.</p>"
     )
     page.add("method", "Runs, thresholds, and the rule", body)
 

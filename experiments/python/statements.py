@@ -6,6 +6,7 @@ from collections import Counter
 
 from statsmodels.stats.power import TTestPower
 
+import sweeps
 import verdicts
 from verdicts import ALPHA, interval
 
@@ -111,26 +112,28 @@ def sweep_answer(sweep: dict) -> list[dict]:
     points = sweep["points"]
     if not points:
         return []
-    name, framings = sweep["sweep"], list(dict.fromkeys(p["framing"] for p in points))
+    name = sweep["sweep"]
     out = []
-    for framing in framings:
-        here = [p for p in points if p["framing"] == framing and p["own"] is not None]
-        if not here:
-            continue
+    for framing, here in sweeps.groups([p for p in points if p["own"] is not None]).items():
         if name == "position":
-            out.append(answer(f"Position ({framing})", _position(sweep, here, framing)))
+            out.append(answer(f"Position ({framing})", _position(here, _same(sweep["against"], here))))
         elif name == "partial":
             out.append(answer(f"Partial cache ({framing})", "", None, _partial(here)))
         elif name == "layers":
-            out.append(answer(f"Layers of the mode ({framing})", _layers(sweep, framing)))
+            out.append(answer(f"Layers of the mode ({framing})", _layers(_same(sweep["mode_against_content"], here))))
         else:
             out.append(answer(f"Components ({framing})", "", None, _components(here)))
     return out
 
 
-def _position(sweep: dict, here: list[dict], framing: str) -> str:
-    rows = [a for a in sweep.get("against", []) if a["framing"] == framing and a["difference"] is not None]
-    differs = [a for a in rows if a["p_holm"] is not None and a["p_holm"] < ALPHA]
+def _same(rows: list[dict], points: list[dict]) -> list[dict]:
+    """The rows of the points' family and framing that have a difference."""
+    of = {(p["family"], p["framing"]) for p in points}
+    return [r for r in rows if (r["family"], r["framing"]) in of and r["difference"] is not None]
+
+
+def _position(here: list[dict], rows: list[dict]) -> str:
+    differs = [a for a in rows if a["p_family"] is not None and a["p_family"] < ALPHA]
     equal = [a for a in rows if a["p_equivalence_holm"] is not None and a["p_equivalence_holm"] < ALPHA]
     carries = [p for p in here if p["carries"]]
     sentence = (
@@ -175,8 +178,7 @@ def _reach(which: str, point: dict) -> str:
     return f"{span} are needed for half of the text's effect (tau {interval(point['own'])})"
 
 
-def _layers(sweep: dict, framing: str) -> str:
-    rows = [r for r in sweep["mode_against_content"] if r["framing"] == framing and r["difference"] is not None]
+def _layers(rows: list[dict]) -> str:
     if not rows:
         return "The splice of all layers moves too little to compare a layer's part of mode with its part of content."
     whole = rows[0]
@@ -240,7 +242,7 @@ def answers(summary: dict) -> list[dict]:
 
 
 def not_significant(summary: dict) -> list[dict]:
-    """Every test whose Holm p is 0.05 or more, with its estimate, and whether 'no effect' could be shown."""
+    """Every test whose adjusted p is 0.05 or more, with its estimate, and whether 'no effect' could be shown."""
     rows = []
 
     def add(model, where, what, estimate, p, equal_p, margin):
@@ -265,11 +267,11 @@ def not_significant(summary: dict) -> list[dict]:
         add(m["model"], where, f"effect on the {m['probe']} probe, nats", m["nats"], m["p_holm"], m["p_equivalence_holm"], "|d| < 0.5")
     for s in summary["sweeps"]:
         for a in s.get("against", []):
-            where = f"position · {a['framing']} · {a['point']}"
-            add(s["model"], where, "tau less that at the start", a["difference"], a["p_holm"], a["p_equivalence_holm"], "0.1 of tau")
+            where = f"position · {a['family']} · {a['framing']} · {a['point']}"
+            add(s["model"], where, "tau less that at the start", a["difference"], a["p_family"], a["p_equivalence_holm"], "0.1 of tau")
         for p in s["points"]:
-            where = f"{s['sweep']} · {p['framing']} · {p['point']}"
-            add(s["model"], where, "tau over another source (one-sided)", p["over"], p["p_holm"], None, "")
+            where = f"{s['sweep']} · {p['family']} · {p['framing']} · {p['point']}"
+            add(s["model"], where, "tau over another source (one-sided)", p["over"], p["p_family"], None, "")
     for s in summary["signatures"]:
         for r in s["compared"]:
             d = r["controlled"] and r["controlled"]["d"]

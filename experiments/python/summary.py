@@ -20,7 +20,7 @@ import verdicts
 from run_data import Run
 
 FORMAT = 1
-POSITION_REFERENCE = "start/follow"
+POSITION_REFERENCE = "follow/fed"  # its first point, slot 0, is the two texts fed in turn
 CASE_COLUMNS = [
     "source", "target", "reference", "output", "banned_output", "stall", "markers", "banned_markers", "markers_wanted",
     "truth_markers", "truth_markers_wanted", "succeeded", "perplexity_own", "perplexity_baseline", "perplexity_limit",

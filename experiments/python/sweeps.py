@@ -39,8 +39,8 @@ def _dict(estimate) -> dict | None:
 
 
 def curves(lines: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[dict]:
-    """One entry a (framing, family, point): the trials of the test split. Holm over a framing's points."""
-    points = []
+    """One entry a (framing, family, point): the trials of the test split. `p_family` is adjusted over a framing's points."""
+    points, differences = [], []
     measured = lines[lines["series"].notna()]
     for (family, framing), group in measured.groupby(["family", "framing"], sort=False):
         for point, at in group.groupby("point", sort=False):
@@ -49,6 +49,8 @@ def curves(lines: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[dict
             if not len(own):
                 continue
             first = at.iloc[0]
+            difference = own["reference_uplift"] - other["reference_uplift"]
+            differences.append(difference.set_axis([(family, item) for item in difference.index]))
             points.append(
                 {
                     "family": family,
@@ -71,29 +73,45 @@ def curves(lines: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[dict
                 }
             )
     for framing in {point["framing"] for point in points}:
-        family = [point for point in points if point["framing"] == framing]
-        for point, p in zip(family, effects.holm([point["p"] for point in family])):
-            point["p_holm"] = p
-            point["carries"] = p is not None and p < ALPHA
+        here = [i for i, point in enumerate(points) if point["framing"] == framing]
+        for i, p in zip(here, effects.family_p(_side_by_side([differences[i] for i in here]), "greater", resamples)):
+            points[i]["p_family"] = p
+            points[i]["carries"] = p is not None and p < ALPHA
     return points
 
 
+def _side_by_side(columns: list[pd.Series]) -> np.ndarray:
+    """Items x columns, NaN where a column lacks the item."""
+    return pd.concat([c.set_axis(pd.MultiIndex.from_tuples(c.index)) for c in columns], axis=1).to_numpy()
+
+
+def groups(points: list[dict]) -> dict[str, list[dict]]:
+    """The points of each family and framing, under a name for them; families are named where there are several."""
+    several = len({p["family"] for p in points}) > 1
+    out: dict[str, list[dict]] = {}
+    for p in points:
+        out.setdefault(f"{p['framing']}, {p['family']}" if several else p["framing"], []).append(p)
+    return out
+
+
 def against_reference(lines: pd.DataFrame, reference: str, resamples: int = effects.RESAMPLES) -> list[dict]:
-    """Each point against the first point of series `reference`, over the same items: difference of tau, Holm p, and
-    whether they are equivalent within EQUIVALENCE_TAU (two one-sided tests, Holm as well)."""
-    compared = []
+    """Each point against that of series `reference` with x = 0, over the same items: difference of tau, p adjusted
+    over all of them, and whether they are equivalent within EQUIVALENCE_TAU (two one-sided tests, Holm)."""
+    compared, differences = [], []
     own = lines[(lines["condition"] == "transfer") & lines["series"].notna()]
     for (family, framing), group in own.groupby(["family", "framing"], sort=False):
-        base = group[group["series"] == reference]
+        base = group[(group["series"] == reference) & (group["x"] == 0)]
         if not len(base):
             continue
-        base = by_item(base[base["point"] == base["point"].iloc[0]], ["moved", "span"])
+        start = base["point"].iloc[0]
+        base = by_item(base, ["moved", "span"])
         margin = EQUIVALENCE_TAU * abs(float(base["span"].mean()))
         for point, at in group.groupby("point", sort=False):
-            if at["series"].iloc[0] == reference:
+            if point == start:
                 continue
             moved = by_item(at, ["moved"])["moved"].reindex(base.index)
             difference = moved - base["moved"]
+            differences.append(difference.set_axis([(family, framing, item) for item in difference.index]))
             compared.append(
                 {
                     "family": family,
@@ -106,8 +124,8 @@ def against_reference(lines: pd.DataFrame, reference: str, resamples: int = effe
                     "equivalence": effects.equivalence(moved, base["moved"], margin),
                 }
             )
-    for point, p in zip(compared, effects.holm([point["p"] for point in compared])):
-        point["p_holm"] = p
+    for point, p in zip(compared, effects.family_p(_side_by_side(differences), resamples=resamples) if compared else []):
+        point["p_family"] = p
     equal = [point["equivalence"]["p"] if point["equivalence"] else None for point in compared]
     for point, p in zip(compared, effects.holm(equal)):
         point["p_equivalence_holm"] = p

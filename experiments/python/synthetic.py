@@ -197,7 +197,7 @@ def phase_lines(
 
 
 SWEEP_POINTS = {
-    "position": [("start/follow", 0, "slot share"), *[("middle/follow/fed", s, "slot share") for s in (0.25, 0.5, 0.75)],
+    "position": [*[("follow/fed", s, "slot / target tokens") for s in (0, 0.25, 0.5, 0.75)],
                  *[("start/gap/fed", g, "gap") for g in (1, 8, 64, 512)]],
     "partial": [(f"{which}/{sink}", x, "layer") for which in ("single", "prefix", "suffix") for sink in ("kept", "free")
                 for x in range(LAYERS)] + [("all/kept", None, "all"), ("none/kept", None, "none")],

@@ -143,6 +143,41 @@ def test_holm_by_hand():
     assert effects.holm([]) == [] and effects.holm([None]) == [None]
 
 
+def test_family_p_is_the_enumeration_of_joint_sign_changes():
+    rng = np.random.default_rng(3)
+    x = rng.normal(0.3, 1, size=(7, 4))
+    x[:, 3] = x[:, 2] + 0.01 * rng.normal(size=7)  # a test that is nearly another
+    x[5:, 0] = np.nan  # and one that lacks two items
+    x = np.column_stack([x, np.full(7, np.nan)])  # and one that lacks all
+
+    def t(column):
+        column = column[np.isfinite(column)]
+        return abs(column.mean()) / (column.std(ddof=1) / math.sqrt(len(column)))
+
+    observed = [t(x[:, j]) for j in range(4)]
+    strongest_first = sorted(range(4), key=lambda j: -observed[j])
+    expected, last = {}, 0.0
+    for i, j in enumerate(strongest_first):
+        largest = [max(t(x[:, k] * signs) for k in strongest_first[i:]) for signs in itertools.product((1, -1), repeat=7)]
+        last = max(last, np.mean([m >= observed[j] - 1e-9 for m in largest]))
+        expected[j] = last
+    found = effects.family_p(x)
+    assert found[4] is None and found[:4] == pytest.approx([expected[j] for j in range(4)], abs=1e-12)
+
+
+def test_family_p_holds_the_chance_of_any_false_positive_and_sees_what_is_there():
+    rng = np.random.default_rng(4)
+    false = 0
+    for _ in range(300):
+        shared = rng.normal(size=(9, 1))
+        false += min(effects.family_p(shared + 0.5 * rng.normal(size=(9, 40)), "greater")) < 0.05
+    assert false <= 24  # observed 18 of 300; 5% are 15
+    strong = rng.normal(3.0, 1.0, size=(10, 200))
+    assert max(effects.family_p(strong, "greater")) < 0.05 < max(effects.holm([2.0**-10] * 200))
+    many = rng.normal(0.0, 1.0, size=(60, 3)) + np.array([0.0, 1.0, 0.0])
+    assert [p < 0.05 for p in effects.family_p(many)] == [False, True, False]
+
+
 def test_equivalence_is_two_t_tests():
     d = A - B
     se = d.std(ddof=1) / math.sqrt(8)

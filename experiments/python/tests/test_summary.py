@@ -46,7 +46,7 @@ def test_the_mode_is_found_where_it_is(found):
 def test_position_is_equivalent_and_layers_grow(found):
     by_name = {s["sweep"]: s for s in found[0]["sweeps"]}
     against = by_name["position"]["against"]
-    assert against and not any(a["p_holm"] < 0.05 for a in against)
+    assert against and not any(a["p_family"] < 0.05 for a in against)
     assert any(a["p_equivalence_holm"] < 0.05 for a in against)
     last = [p for p in by_name["partial"]["points"] if p["series"] == "suffix/kept"]
     assert last[0]["own"]["value"] > 0.9 and last[-1]["own"]["high"] < 0.5
