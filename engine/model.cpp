@@ -12,18 +12,19 @@ Model::Model(ModelSource source, std::shared_ptr<Backend> backend)
 
 Result<std::shared_ptr<Model>> Model::create(ModelSource source, std::shared_ptr<Backend> backend) {
   std::shared_ptr<Model> model(new Model(std::move(source), std::move(backend)));
-  const ModelSource& from = model->source_;
+  ModelSource& from = model->source_;
   if (from.tied_output) {
-    KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->take_matrix(from.embedding));
+    KVFOLD_ASSIGN_OR_RETURN(model->embedding_,
+                            model->take_matrix(from.embedding, Later::kRead));  // rows of it
   } else {
     KVFOLD_RETURN_IF_ERROR(check_finite(from, from.embedding));
     KVFOLD_ASSIGN_OR_RETURN(model->embedding_, model->backend_->prepare_table(from.embedding));
   }
   KVFOLD_ASSIGN_OR_RETURN(model->output_norm_, model->take_vector(from.output_norm));
   if (!from.tied_output) {
-    KVFOLD_ASSIGN_OR_RETURN(model->output_, model->take_matrix(from.output));
+    KVFOLD_ASSIGN_OR_RETURN(model->output_, model->take_matrix(from.output, Later::kUnused));
   }
-  for (const LayerTensors& tensors : from.layers)
+  for (LayerTensors& tensors : from.layers)
     KVFOLD_RETURN_IF_ERROR(model->take_layer(tensors, model->layers_.emplace_back()));
   return model;
 }
@@ -40,14 +41,16 @@ Result<std::shared_ptr<float>> Model::take_vector(const MatrixView& view) const 
 }
 
 // What the backend has copied need not stay in memory twice.
-Result<std::unique_ptr<Weight>> Model::take_matrix(const MatrixView& view) const {
+Result<std::unique_ptr<Weight>> Model::take_matrix(MatrixView& view, Later later) const {
   KVFOLD_RETURN_IF_ERROR(check_finite(source_, view));
   KVFOLD_ASSIGN_OR_RETURN(std::unique_ptr<Weight> weight, backend_->prepare(view));
-  if (weight->copied() && source_.release) source_.release(view);
+  if (!weight->copied()) return weight;
+  if (source_.release) source_.release(view);
+  if (later == Later::kUnused && source_.discard && source_.discard(view)) view.data = nullptr;
   return weight;
 }
 
-Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const {
+Status Model::take_layer(LayerTensors& tensors, LayerWeights& layer) const {
   const std::array vectors = {std::pair{&tensors.attention_norm, &layer.attention_norm},
                               std::pair{&tensors.bq, &layer.bq},
                               std::pair{&tensors.bk, &layer.bk},
@@ -64,7 +67,7 @@ Status Model::take_layer(const LayerTensors& tensors, LayerWeights& layer) const
                                std::pair{&tensors.gate, &layer.gate}, std::pair{&tensors.up, &layer.up},
                                std::pair{&tensors.down, &layer.down}};
   for (const auto& [from, to] : matrices) {
-    KVFOLD_ASSIGN_OR_RETURN(*to, take_matrix(*from));
+    KVFOLD_ASSIGN_OR_RETURN(*to, take_matrix(*from, Later::kUnused));
   }
   return {};
 }

@@ -47,6 +47,7 @@ class Model {
   static Result<std::shared_ptr<Model>> create(ModelSource source, std::shared_ptr<Backend> backend);
 
   const ModelConfig& config() const { return source_.config; }
+  // Matrices that were quantised on load and that the backend has copied have no data here any more.
   const ModelSource& source() const { return source_; }
   Backend& backend() const { return *backend_; }
   CacheShape cache_shape() const { return {config().layers, config().kv_heads, config().head_dim}; }
@@ -67,8 +68,10 @@ class Model {
  private:
   Model(ModelSource source, std::shared_ptr<Backend> backend);
   Result<std::shared_ptr<float>> take_vector(const MatrixView& view) const;
-  Result<std::unique_ptr<Weight>> take_matrix(const MatrixView& view) const;
-  Status take_layer(const LayerTensors& tensors, LayerWeights& layer) const;
+  // Whether the backend looks at a matrix in the source again, although it has copied it.
+  enum class Later { kRead, kUnused };
+  Result<std::unique_ptr<Weight>> take_matrix(MatrixView& view, Later later) const;
+  Status take_layer(LayerTensors& tensors, LayerWeights& layer) const;
   void attention_block(const LayerWeights& layer, int index, int rows, std::span<const BatchSequence> batch,
                        Activations& a, const QueryProbe& probe) const;
   void ffn_block(const LayerWeights& layer, int rows, Activations& a) const;

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "engine/printable.h"
 #include "kernels/formats/finite.h"
@@ -27,12 +28,14 @@ Status check_finite(const ModelSource& source, const MatrixView& view) {
 }
 
 Status check_finite(const ModelSource& source) {
-  for (const MatrixView* view : {&source.embedding, &source.output_norm, &source.output})
-    KVFOLD_RETURN_IF_ERROR(check_finite(source, *view));
+  std::vector<const MatrixView*> views = {&source.embedding, &source.output_norm, &source.output};
   for (const LayerTensors& l : source.layers)
-    for (const MatrixView* view : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv, &l.bo,
-                                   &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down})
-      KVFOLD_RETURN_IF_ERROR(check_finite(source, *view));
+    views.insert(views.end(), {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.bq, &l.bk, &l.bv, &l.bo,
+                               &l.q_norm, &l.k_norm, &l.ffn_norm, &l.gate, &l.up, &l.down});
+  for (const MatrixView* view : views) {
+    KVFOLD_RETURN_IF_ERROR(check_finite(source, *view));
+    if (view->data != nullptr && source.release) source.release(*view);
+  }
   return {};
 }
 

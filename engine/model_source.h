@@ -42,6 +42,8 @@ struct ModelSource {
   // Gives the memory of a view's bytes back for now; they are read from the file again when they are looked
   // at. May be empty.
   std::function<void(const MatrixView& view)> release;
+  // Frees a view's bytes for good where they are in no file, and says whether it did. May be empty.
+  std::function<bool(const MatrixView& view)> discard;
   // An error where the file was written to since it was opened (MappedFile::unchanged). May be empty.
   std::function<Status()> unchanged;
   // The name that the file gives a view's tensor. May be empty.
@@ -51,7 +53,7 @@ struct ModelSource {
 // Infinity or NaN among the weights would make every result NaN: an error that names file and tensor. A view
 // without data is no error.
 Status check_finite(const ModelSource& source, const MatrixView& view);
-// The same of every tensor.
+// The same of every tensor, one after another in memory.
 Status check_finite(const ModelSource& source);
 
 }  // namespace kvfold

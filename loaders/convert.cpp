@@ -22,6 +22,7 @@ int64_t interleaved_row(int64_t row, const ModelConfig& c) {
 
 Status convert_to_gguf(const ModelSource& source, const Quantization& quantization, ThreadPool& pool,
                        const std::string& path) {
+  if (!quantization.none) KVFOLD_RETURN_IF_ERROR(check_finite(source));  // quantised, they would not show
   const Architecture* architecture = find_architecture(source.config.architecture);
   KVFOLD_CHECK(architecture != nullptr);
   const bool permute = source.config.rope_pairing == RopePairing::kHalfSplit &&

@@ -78,7 +78,7 @@ Result<std::unique_ptr<Session>> open_session(const std::string& model, const Op
   KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(model));
   KVFOLD_ASSIGN_OR_RETURN(ModelSource source, load_model_source(path));
   if (!options.quantization.none) {
-    KVFOLD_RETURN_IF_ERROR(check_finite(source));  // quantised, they would no longer show
+    KVFOLD_RETURN_IF_ERROR(check_finite(source));  // quantised, they would not show
     ThreadPool pool(options.cpu.threads > 0 ? options.cpu.threads : ThreadPool::available());
     source = quantize_model(std::move(source), options.quantization, pool);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
 
 #include "engine/printable.h"
 #include "kernels/formats/formats.h"
@@ -85,18 +86,19 @@ ModelSource quantize_model(ModelSource source, const Quantization& quantization,
   if (quantization.none) return source;
   struct Storage {
     std::shared_ptr<const void> before;
-    std::vector<std::vector<std::byte>> tensors;
+    std::map<const std::byte*, std::vector<std::byte>> tensors;  // by where their bytes are
   };
   auto storage = std::make_shared<Storage>();
   storage->before = source.storage;
   const auto convert = [&](MatrixView& view, bool makes_logits) {
     const WeightType type = quantization.type_of(view, makes_logits);
     if (type == view.type) return;
-    storage->tensors.push_back(requantize(
-        view, type, [](int64_t row) { return row; }, pool));
+    std::vector<std::byte> bytes = requantize(
+        view, type, [](int64_t row) { return row; }, pool);
     if (source.release) source.release(view);
     view.type = type;
-    view.data = storage->tensors.back().data();
+    view.data = bytes.data();
+    storage->tensors.emplace(view.data, std::move(bytes));
   };
   convert(source.embedding, source.tied_output);
   if (source.tied_output) {
@@ -106,6 +108,7 @@ ModelSource quantize_model(ModelSource source, const Quantization& quantization,
   }
   for (LayerTensors& l : source.layers)
     for (MatrixView* view : {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down}) convert(*view, false);
+  source.discard = [storage](const MatrixView& view) { return storage->tensors.erase(view.data) != 0; };
   source.storage = std::move(storage);
   source.fingerprint = fingerprint(source);
   return source;

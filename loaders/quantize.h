@@ -31,8 +31,8 @@ struct Quantization {
 std::vector<std::byte> requantize(const MatrixView& view, WeightType type,
                                   const std::function<int64_t(int64_t)>& row_at, ThreadPool& pool);
 
-// The model with its matrices so quantised, held in memory; vectors stay where they are. While it runs, it
-// needs the quantised tensors and the file's pages of one more.
+// The model with its matrices so quantised, held in memory until they are discarded; vectors stay where they
+// are. While it runs, it needs the quantised tensors and the file's pages of one more.
 ModelSource quantize_model(ModelSource source, const Quantization& quantization, ThreadPool& pool);
 
 }  // namespace kvfold

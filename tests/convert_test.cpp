@@ -64,6 +64,31 @@ TEST_P(Converted, AsQuantisedOnLoad) {
     EXPECT_NE(converted, logits(checkpoint)) << type;
   }
 }
+// What was quantised is not held beside what the backend made of it, and no result needs it any more.
+TEST_P(Converted, QuantisedOnLoadIsHeldOnce) {
+  const TemporaryFolder folder;
+  const std::string checkpoint = kData + GetParam();
+  std::vector<std::vector<float>> results;
+  for (const bool on_load : {true, false}) {
+    OpenOptions options;
+    if (on_load) options.quantization = quantization("q8_0");
+    const Result<std::unique_ptr<Session>> session =
+        open_session(on_load ? checkpoint : convert(folder, checkpoint, "q8_0"), options);
+    ASSERT_TRUE(session.ok()) << session.status().message();
+    const ModelSource& source = (*session)->model().source();
+    const bool packs = select_cpu_kernels()->pack != nullptr;
+    for (const LayerTensors& layer : source.layers)
+      for (const MatrixView* view : {&layer.wq, &layer.wo, &layer.gate, &layer.up, &layer.down})
+        EXPECT_EQ(view->data == nullptr, on_load && packs && view->type == WeightType::kQ8_0);
+    EXPECT_NE(source.embedding.data, nullptr);
+    KvCache cache = (*session)->make_cache();
+    const Result<std::vector<float>> logits =
+        (*session)->feed(cache, (*session)->tokenizer().encode("hello you there"));
+    ASSERT_TRUE(logits.ok()) << logits.status().message();
+    results.push_back(*logits);
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
 INSTANTIATE_TEST_SUITE_P(, Converted,
                          ::testing::Values("llama-32-4", "llama-9-3-tied", "llama-1kv-48", "mistral-128"),
                          [](const ::testing::TestParamInfo<const char*>& info_) {

@@ -137,9 +137,16 @@ TEST_F(Driver, RunInUseIsLeftAlone) {
 }
 
 TEST_F(Driver, SweepGoesOnToTheSameRecords) {
-  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3));
+  std::string set = small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3);
   const std::string command = "run_components --model tiny.gguf --prompts set.jsonl --runs ";
-  ASSERT_EQ(run(command + "whole").status, 0);
+  folder_.write("set.jsonl", set);
+  EXPECT_NE(run(command + "none").err.find("no trial"), std::string::npos) << "of calibration";
+  const std::string calibration = R"("set":"calibration")";
+  for (size_t at = 0; (at = set.find(calibration)) != std::string::npos;)
+    set.replace(at, calibration.size(), R"("set":"test")");
+  folder_.write("set.jsonl", set);
+  const Ran first = run(command + "whole");
+  ASSERT_EQ(first.status, 0) << first.err;
   const std::string whole = all_records("whole");
   ASSERT_NE(whole, "");
   const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file("whole"))->path();

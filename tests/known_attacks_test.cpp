@@ -6,13 +6,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <map>
 
 #include "engine/kv/cache_metadata.h"
 #include "engine/kv/ops.h"
 #include "kernels/formats/formats.h"
+#include "loaders/convert.h"
 #include "loaders/gguf_model.h"
+#include "loaders/model_loader.h"
 #include "tests/tiny_model.h"
 
 namespace kvfold::testing {
@@ -287,6 +290,13 @@ TEST(KnownAttacks, InfinityAndNanInWeightsAreNamedByTensor) {
     const auto session = open_session(folder.write("bad.gguf", writer.build()), quantized);
     ASSERT_FALSE(session.ok());
     expect_named(session.status().message(), "tensor 'token_embd.weight'");
+    ThreadPool pool(1);
+    const auto source = load_model_source(folder.file("bad.gguf"));
+    ASSERT_TRUE(source.ok());
+    const Status converted =
+        convert_to_gguf(*source, quantized.quantization, pool, folder.file("converted.gguf"));
+    expect_named(converted.message(), "tensor 'token_embd.weight'");
+    EXPECT_FALSE(std::filesystem::exists(folder.file("converted.gguf")));
   }
 }
 

@@ -38,6 +38,7 @@ void add_bias(std::vector<float>& y, const std::vector<float>& bias, int64_t row
 
 std::unique_ptr<Receiver> Receiver::create(const ModelSource& source, Gemm& gemm, Weights weights) {
   std::unique_ptr<Receiver> receiver(new Receiver(source, gemm));
+  for (const MatrixView* view : matrices(receiver->source_)) KVFOLD_CHECK(view->data != nullptr);
   receiver->output_norm_ = decode_vector(source.output_norm);
   for (const LayerTensors& t : source.layers)
     receiver->layers_.push_back({decode_vector(t.attention_norm), decode_vector(t.ffn_norm),

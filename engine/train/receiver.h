@@ -36,7 +36,8 @@ class Receiver {
   // Where the weights are decoded: as they are met, or once, into memory of their own (decoded_bytes()).
   enum class Weights { kAsMet, kOnce };
 
-  // REQUIRES: `gemm` outlives this and is used by nobody else meanwhile; the source's storage stays.
+  // REQUIRES: `gemm` outlives this and is used by nobody else meanwhile; the source's storage stays, and no
+  // matrix was discarded.
   static std::unique_ptr<Receiver> create(const ModelSource& source, Gemm& gemm, Weights weights);
   static int64_t decoded_bytes(const ModelSource& source);
 

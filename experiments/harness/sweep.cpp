@@ -63,13 +63,12 @@ class SweepRun {
           PromptSet set,
           load_prompt_set(options_.prompts.empty() ? prompt_set_path(from.prompts) : options_.prompts));
       sets_.push_back(std::make_unique<PromptSet>(std::move(set)));
-      // The limit counts trials that the sweep uses.
+      // The limit counts trials that the sweep uses. Nothing here is calibrated: no point has a threshold.
       std::map<std::string, int> taken;
       for (const Trial& trial : sets_.back()->trials) {
-        if (!from.use(trial)) continue;
-        const int most =
-            trial.set == "calibration" ? options_.limit / 2 : options_.limit - options_.limit / 2;
-        if (taken[trial.family + "/" + trial.set]++ < most) trials_.emplace_back(sets_.back().get(), &trial);
+        if (trial.set == "calibration" || !from.use(trial)) continue;
+        if (taken[trial.family + "/" + trial.set]++ < options_.limit)
+          trials_.emplace_back(sets_.back().get(), &trial);
       }
       if (!options_.prompts.empty()) break;  // a set of the user's own is the whole of it
     }
@@ -134,7 +133,7 @@ class SweepRun {
 }  // namespace
 
 int run_sweep(int argc, char** argv, const Sweep& sweep) {
-  constexpr int kTrialsOfAFamily = 16;
+  constexpr int kTrialsOfAFamily = 12;
   DriverOptions options;
   options.framings = "qa";
   options.limit = kTrialsOfAFamily;

@@ -182,13 +182,15 @@ def _layers(rows: list[dict]) -> str:
     if not rows:
         return "The splice of all layers moves too little to compare a layer's part of mode with its part of content."
     whole = rows[0]
-    more = [r for r in rows if r["difference"]["low"] > 0]
-    less = [r for r in rows if r["difference"]["high"] < 0]
     sentence = f"All layers spliced: mode {interval(whole['mode_whole'])} nats, content {interval(whole['content_whole'])} nats"
     if whole["mode_whole"] is None or whole["mode_whole"]["low"] <= 0 <= whole["mode_whole"]["high"]:
         return sentence + ": there is no mode effect of the whole to divide among layers."
-    name = lambda rs: listed(f"{r['layer']:.0f}" for r in rs)  # noqa: E731
-    return sentence + f". Single layers that move mode more than content: {name(more)}; content more than mode: {name(less)}."
+    for series in dict.fromkeys(r["series"] for r in rows):
+        found = [r for r in rows if r["series"] == series and r["p_family"] is not None and r["p_family"] < ALPHA]
+        more = listed(f"{r['layer']:.0f}" for r in found if r["difference"]["value"] > 0)
+        less = listed(f"{r['layer']:.0f}" for r in found if r["difference"]["value"] < 0)
+        sentence += f". Single layers, sink {series.split('/')[-1]}: mode more than content: {more}; content more than mode: {less}"
+    return sentence + "."
 
 
 def _components(here: list[dict]) -> list[str]:

@@ -136,9 +136,10 @@ def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES
     """Of each single layer: its part of the whole splice's mode effect less its part of the content effect.
 
     Both are uplifts of the point less those of the splice of nothing, as a part of the splice of everything. The mode
-    effect is taken where the source is of another entity, so that what moves is not the content.
+    effect is taken where the source is of another entity, so that what moves is not the content. `p_family` is adjusted over
+    the layers, with the two whole effects taken as they are.
     """
-    rows = []
+    rows, differences = [], []
     own = lines[(lines["condition"] == "transfer") & lines["series"].notna()]
     for (family, framing), group in own.groupby(["family", "framing"], sort=False):
         other = group[group["entity"].isna() | (group["entity"] == "other")]
@@ -154,6 +155,7 @@ def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES
                 continue
             parts = [mode[point] - zero[0], mode[every] - zero[0], content[point] - zero[1], content[every] - zero[1]]
             a, b, c, d = effects.clean(*[part.reindex(mode.index) for part in parts])
+            differences.append((parts[0] / b.mean() - parts[2] / d.mean()).reindex(mode.index))
             rows.append(
                 {
                     "family": family,
@@ -167,6 +169,11 @@ def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES
                     "content_whole": _dict(effects.mean(d, resamples)),
                 }
             )
+    for key in dict.fromkeys((row["family"], row["framing"], row["series"]) for row in rows):
+        here = [i for i, row in enumerate(rows) if (row["family"], row["framing"], row["series"]) == key]
+        values = pd.concat([differences[i] for i in here], axis=1).to_numpy()
+        for i, p in zip(here, effects.family_p(values, resamples=resamples)):
+            rows[i]["p_family"] = p
     return rows
 
 
