@@ -36,17 +36,19 @@ Status Session::check_cache(const KvCache& cache) const {
   return Status::error("the cache is of another session or of another model's shape");
 }
 
+Status Session::check_token(const char* operation, TokenId id) const {
+  if (id >= 0 && id < model_->config().vocab_size) return {};
+  return Status::error(fmt::format("{}: token id {} is outside the vocabulary, 0-{}", operation, id,
+                                   model_->config().vocab_size - 1));
+}
+
 Status Session::check(std::span<const Feed> feeds) const {
   for (size_t i = 0; i < feeds.size(); ++i) {
     const Feed& feed = feeds[i];
     for (size_t j = 0; j < i; ++j)
       if (feeds[j].cache == feed.cache) return Status::error("feed: a cache is named twice in one batch");
     KVFOLD_RETURN_IF_ERROR(check_cache(*feed.cache));
-    for (const TokenId id : feed.tokens) {
-      if (id < 0 || id >= model_->config().vocab_size)
-        return Status::error(fmt::format("feed: token id {} is outside the vocabulary, 0-{}", id,
-                                         model_->config().vocab_size - 1));
-    }
+    for (const TokenId id : feed.tokens) KVFOLD_RETURN_IF_ERROR(check_token("feed", id));
   }
   return {};
 }
@@ -132,6 +134,8 @@ Result<KvCache> Session::recompute(const KvCache& cache, const Selection& select
   KVFOLD_RETURN_IF_ERROR(check_cache(cache));
   KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   if (selection.empty()) return cache.fork();
+  for (const int row : selection.rows)  // a cache file may say anything
+    KVFOLD_RETURN_IF_ERROR(check_token("recompute", cache.rows().tokens[row]));
   // Pages of their own for the rows, in every lane, as the model computes them all.
   Selection rows = Selection::all(cache.shape(), cache.size());
   rows.rows = selection.rows;

@@ -64,6 +64,7 @@ class Session {
           std::shared_ptr<PagePool> pool, Activations activations, const SessionOptions& options);
   Status check(std::span<const Feed> feeds) const;
   Status check_cache(const KvCache& cache) const;
+  Status check_token(const char* operation, TokenId id) const;
   struct Piece {
     int feed;
     int begin, end;  // tokens of the feed

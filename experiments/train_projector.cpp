@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "engine/kv/cache_metadata.h"
+#include "engine/printable.h"
 #include "engine/train/trainer.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/projection.h"
@@ -107,13 +108,24 @@ class Training {
   Status begin() {
     KVFOLD_ASSIGN_OR_RETURN(ProjectorData start, load_projector(o_.from));
     for (const auto& [role, session, model] : {std::tuple{"source", source_.get(), &start.source},
-                                               std::tuple{"target", target_.get(), &start.target}})
-      if (model->fingerprint != session->model().source().fingerprint)
-        return Status::error(fmt::format(
-            "{}: metadata '{}.fingerprint': found {} ({}), expected {}: of another model", o_.from, role,
-            model->fingerprint, model->name, session->model().source().fingerprint));
+                                               std::tuple{"target", target_.get(), &start.target}}) {
+      const std::string& fingerprint = session->model().source().fingerprint;
+      const CacheShape shape = session->model().cache_shape();
+      if (model->fingerprint != fingerprint)
+        return Status::error(
+            fmt::format("{}: metadata '{}.fingerprint': found {} ({}), expected {}: of another model",
+                        o_.from, role, printable(model->fingerprint), printable(model->name), fingerprint));
+      if (model->shape != shape)
+        return Status::error(
+            fmt::format("{}: metadata '{}.*': found {} layers x {} KV heads x {}, expected {} x {} x {}",
+                        o_.from, role, model->shape.layers, model->shape.kv_heads, model->shape.head_dim,
+                        shape.layers, shape.kv_heads, shape.head_dim));
+    }
     identity_ = identity(start);
-    KVFOLD_ASSIGN_OR_RETURN(trainer_, ProjectorTrainer::create(std::move(start), o_.trainer, gemm_));
+    Result<std::unique_ptr<ProjectorTrainer>> trainer =
+        ProjectorTrainer::create(std::move(start), o_.trainer, gemm_);
+    if (!trainer.ok()) return trainer.status().with_prefix(o_.from + ": ");
+    trainer_ = std::move(*trainer);
     const ModelSource& receiver = target_->model().source();
     const int64_t tokens = int64_t{o_.batch} * (kContinuationTokens - 1);
     const int64_t rows = tokens + int64_t{o_.batch} * kContextTokens;

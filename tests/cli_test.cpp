@@ -54,6 +54,73 @@ TEST_F(Cli, InfoAndTokenize) {
             json("tokenize tiny.gguf --text 'ab<|im_end|>'"));
 }
 
+// What may stand in a text: nothing, no UTF-8 at all, bytes of no character, special tokens alone. The ids
+// say the bytes again, and every command takes the text or refuses it in one line.
+TEST_F(Cli, AnyTextIsTakenOrRefusedInOneLine) {
+  std::string bytes;
+  for (int i = 0; i < 600; ++i) bytes += static_cast<char>(i * i % 251 + i / 256);
+  std::string specials;
+  for (int i = 0; i < 40; ++i)
+    specials += i % 3 == 0 ? "<|im_start|>" : i % 3 == 1 ? "<|im_end|>" : "<|endoftext|>";
+  const std::string texts[] = {"",
+                               " ",
+                               "\n",
+                               std::string(3, '\0'),
+                               "\xFF",
+                               "\xC3",
+                               "\xE2\x96",
+                               "\xC0\x80\xED\xA0\x80\xF5\x80\x80\x80",
+                               "a\xF0\x9F\x98"
+                               "b",
+                               "\x1B[2J\x07",
+                               bytes,
+                               specials,
+                               "<|im_start|",
+                               "<|im_start|>"};
+  for (const std::string& text : texts) {
+    folder_.write("text", text);
+    const auto tokens = json("tokenize tiny.gguf --text-file text");
+    EXPECT_EQ(tokens.at("ids").empty(), text.empty());
+    if (text == specials) {
+      EXPECT_EQ(tokens.at("ids").size(), 40U);
+    }
+    for (const std::string command : {"logits tiny.gguf --out l.npy", "perplexity tiny.gguf",
+                                      "cache save tiny.gguf --out c.safetensors"}) {
+      const Ran ran = kvfold(command + " --text-file text");
+      const size_t needed = command.starts_with("perplexity") ? 2 : 1;
+      EXPECT_EQ(ran.status, tokens.at("ids").size() >= needed ? 0 : 2) << command << ran.err;
+      EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), ran.status == 2 ? 1 : 0) << ran.err;
+    }
+  }
+  for (const char* prompt : {"$(printf '\\377\\303')", "<|im_start|><|im_end|><|endoftext|>", " "}) {
+    EXPECT_EQ(kvfold(std::string("generate tiny.gguf -n 2 --prompt \"") + prompt + '"').status, 0) << prompt;
+    EXPECT_EQ(kvfold(std::string("generate tiny.gguf -n 2 --chat --prompt \"") + prompt + '"').status, 0)
+        << prompt;
+  }
+  // A prompt set is JSON, which is UTF-8.
+  folder_.write("set.jsonl", "{\"id\": \"\xFF\"}\n");
+  const Ran ran = run("run_2a --model tiny.gguf --prompts set.jsonl --runs runs");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_NE(ran.err.find("kvfold: set.jsonl"), std::string::npos) << ran.err;
+}
+
+// A megabyte is tokenized; where its rows are more than the pool of pages holds, that is said before anything
+// is computed.
+TEST_F(Cli, AMegabyteIsTokenizedAndRefusedWhereItDoesNotFit) {
+  std::string text;
+  while (text.size() < (1 << 20)) text += "the <|im_start|>\xFF\xC3 and \xE2\x96\x81\n 42 ";
+  folder_.write("text", text);
+  EXPECT_GT(json("tokenize tiny.gguf --text-file text").at("ids").size(), size_t{200'000});
+  TinyModelOptions wide;
+  wide.layers = 8;
+  wide.heads = wide.kv_heads = 8;
+  wide.head_dim = 64;
+  folder_.write("wide.gguf", tiny_model(wide).build());
+  for (const std::string command :
+       {"logits wide.gguf --out l.npy", "perplexity wide.gguf", "cache save wide.gguf --out c.safetensors"})
+    expect_refused(command + " --text-file text", "cache pool exhausted");
+}
+
 TEST_F(Cli, LogitsAreTheSameFileForAnyThreadsAndChunks) {
   folder_.write("text.txt", "The quick brown fox jumps over the lazy dog, and 12345 times more.");
   std::string first;

@@ -4,6 +4,7 @@
 #include "engine/random.h"
 #include "loaders/model_loader.h"
 #include "tests/cli_fixture.h"
+#include "tests/signed_file.h"
 
 namespace kvfold::testing {
 namespace {
@@ -97,6 +98,46 @@ TEST_F(ProjectCommand, RefusesACacheThatLacksRows) {
   expect_refused(
       "cache project less.safetensors p.safetensors --source tiny.gguf --target other.gguf --out x",
       "a projector reads all lanes");
+}
+
+// A cache file may say that its rows are of tokens that no vocabulary has.
+TEST_F(ProjectCommand, RefusesACacheOfTokensOutsideTheVocabulary) {
+  SignedFile cache = SignedFile::parse(TemporaryFolder::read(folder_.file("c.safetensors")));
+  auto tokens = nlohmann::json::parse(cache.metadata.at("tokens"));
+  for (const int64_t id : {int64_t{INT32_MAX}, int64_t{100'000}}) {
+    tokens[2] = id;
+    cache.metadata["tokens"] = tokens.dump();
+    folder_.write("bad.safetensors", cache.build());
+    const std::string what = "token id " + std::to_string(id) + " is outside the vocabulary";
+    expect_refused(
+        "cache project bad.safetensors p.safetensors --source tiny.gguf --target other.gguf --out x",
+        "bad.safetensors: row 2: " + what);
+    expect_refused("cache recompute tiny.gguf bad.safetensors --select rows=1-3 --out x", what);
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("x")));
+}
+
+TEST_F(ProjectCommand, RefusesDamagedProjectors) {
+  const std::string good = TemporaryFolder::read(folder_.file("p.safetensors"));
+  const auto refused = [&](const std::string& bytes, const std::string& what) {
+    folder_.write("bad", bytes);
+    expect_refused("cache project c.safetensors bad --source tiny.gguf --target other.gguf --out x",
+                   "bad: " + what);
+  };
+  for (size_t size = 0; size < good.size(); size += 1 + good.size() / 40) refused(good.substr(0, size), "");
+  for (size_t at = 3; at < good.size(); at += good.size() / 40) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 4);
+    refused(bad, "");
+  }
+  SignedFile lie = SignedFile::parse(good);
+  lie.set("ridge.weight", 5, std::numeric_limits<float>::quiet_NaN());
+  refused(lie.build(), "projector: tensor 'ridge.weight': element 5 is nan");
+  lie = SignedFile::parse(good);
+  lie.metadata["source.fingerprint"] = "\x1B[2J";
+  folder_.write("bad", lie.build());
+  expect_refused("cache project c.safetensors bad --source tiny.gguf --target other.gguf --out x", "?[2J");
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("x")));
 }
 
 // Texts of which nothing is learned, but every step is taken.

@@ -94,6 +94,21 @@ TEST_P(Recompute, RefusesLanesThatLackTheRow) {
   EXPECT_EQ(session_->pool()->pages_held(), held);
 }
 
+// A cache file may say that its rows are of tokens that no vocabulary has.
+TEST_P(Recompute, RefusesTokensOutsideTheVocabulary) {
+  const KvCache cache = fed({random_tokens(8, 1)});
+  const int size = session_->model().config().vocab_size;
+  for (const TokenId id : {-1, size, INT32_MAX, INT32_MIN}) {
+    auto rows = std::make_shared<Rows>(cache.rows());
+    rows->tokens[4] = id;
+    const KvCache foreign(cache.lanes(), rows, cache.next_position());
+    const auto refused = session_->recompute(foreign, select(foreign, "rows=2-5"));
+    ASSERT_FALSE(refused.ok());
+    EXPECT_NE(refused.status().message().find("outside the vocabulary"), std::string::npos);
+    EXPECT_TRUE(session_->recompute(foreign, select(foreign, "rows=5-7")).ok());
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Chunks, Recompute, ::testing::Values(3, 512));
 
 }  // namespace

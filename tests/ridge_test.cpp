@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "engine/random.h"
+#include "tests/signed_file.h"
 #include "tests/temporary.h"
 
 namespace kvfold::testing {
@@ -235,6 +236,36 @@ TEST(Ridge, SumsComeBackFromAFile) {
   EXPECT_THAT(RidgeSums::load(folder.file("sums"), kTarget, kSource).status().message(),
               HasSubstr("of another pair of models"));
 }
+
+const Lie kSumsLies[] = {
+    metadata_lie("version_2", "kvfold_ridge_sums", "2"),
+    metadata_lie("rows_negative", "rows", "-1"),
+    metadata_lie("rows_text", "rows", "many"),
+    metadata_lie("texts_2_63", "texts", "9223372036854775808"),
+    metadata_lie("texts_negative", "texts", "-5"),
+    metadata_lie("weight_nan", "weight", "nan"),
+    metadata_lie("weight_infinite", "weight", "inf"),
+    metadata_lie("weight_negative", "weight", "-1"),
+    {"no_rows", [](SignedFile& f) { f.metadata.erase("rows"); }, {"'rows'"}},
+    {"nan", [](SignedFile& f) { f.set("in_in", 3, std::nanf("")); }, {"tensor 'in_in'", "element 3"}},
+    {"short", [](SignedFile& f) { f.tensors.erase("sum_in"); }, {"tensor 'sum_in'"}},
+};
+
+class LyingSums : public ::testing::TestWithParam<Lie> {};
+
+TEST_P(LyingSums, AreRefused) {
+  const TemporaryFolder folder;
+  ThreadPool threads(1);
+  ASSERT_TRUE(sums_of(make_texts(60, kIn, 1, 7), false, threads).save(folder.file("sums")).ok());
+  SignedFile file = SignedFile::parse(TemporaryFolder::read(folder.file("sums")));
+  ASSERT_TRUE(RidgeSums::load(folder.write("same", file.build()), kSource, kTarget).ok());
+  GetParam().tell(file);
+  const auto loaded = RidgeSums::load(folder.write("lie", file.build()), kSource, kTarget);
+  ASSERT_FALSE(loaded.ok());
+  EXPECT_EQ(wrong_with(loaded.status().message(), folder.file("lie"), GetParam().words), "");
+}
+INSTANTIATE_TEST_SUITE_P(Ridge, LyingSums, ::testing::ValuesIn(kSumsLies),
+                         [](const auto& lie) { return std::string(lie.param.name); });
 
 TEST(Ridge, BitsDoNotDependOnThreads) {
   const Texts texts = make_texts(500, kIn, 1, 8);

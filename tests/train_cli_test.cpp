@@ -1,11 +1,15 @@
 // train_projector as a user runs it: killed at any time it goes on to the same bytes; what does not fit is
 // refused.
+#include <chrono>
 #include <cmath>
+#include <limits>
+#include <random>
 
 #include "engine/kv/projector.h"
 #include "engine/random.h"
 #include "loaders/model_loader.h"
 #include "tests/cli_fixture.h"
+#include "tests/signed_file.h"
 
 namespace kvfold::testing {
 namespace {
@@ -96,6 +100,97 @@ TEST_F(TrainProjector, RefusesTheProjectorOfOtherModels) {
   const Ran ran = run(command("out", "target.gguf"));
   EXPECT_EQ(ran.status, 2);
   EXPECT_NE(ran.err.find("of another model"), std::string::npos) << ran.err;
+}
+
+// Killed at random moments, again and again (KVFOLD_KILLS of them): the checkpoint is a whole one, of this
+// step or of one before, and the training goes on to the same bytes. No other file is left half-written.
+TEST_F(TrainProjector, KilledAtAnyMomentTheCheckpointIsWhole) {
+  const char* kills = std::getenv("KVFOLD_KILLS");
+  const int count = kills != nullptr ? std::atoi(kills) : 10;
+  const auto start = std::chrono::steady_clock::now();
+  ASSERT_EQ(run(command("whole")).status, 0);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::string expected = read("whole");
+  Random random(std::random_device{}());
+  int died = 0;
+  int64_t before = 0;
+  for (int i = 0; i < count; ++i) {
+    const double moment = seconds * static_cast<double>(random.below(1000)) / 1000 + 0.001;
+    const std::string shell = "cd '" + folder_.file("") + "' && timeout -s KILL " + std::to_string(moment) +
+                              " '" + KVFOLD_PROGRAMS "'/" + command("cut") + " >/dev/null 2>err </dev/null";
+    const bool ended = std::system(shell.c_str()) == 0;
+    if (!ended) ++died;
+    const std::string checkpoint = read("cut.checkpoint");
+    if (!checkpoint.empty()) {
+      const SignedFile file = SignedFile::parse(checkpoint);
+      ASSERT_EQ(SignedFile::parse(file.build()).metadata, file.metadata) << "a checksum is wrong";
+      const int64_t step = std::stoll(file.metadata.at("step"));
+      ASSERT_GE(step, before);
+      ASSERT_EQ(step % 2, 0);
+      before = step;
+    }
+    // The best projector so far is written at each evaluation.
+    ASSERT_TRUE(!std::filesystem::exists(folder_.file("cut")) || load_projector(folder_.file("cut")).ok());
+    ASSERT_TRUE(!ended || read("cut") == expected);
+    if (!ended) continue;
+    std::filesystem::remove(folder_.file("cut"));
+    std::filesystem::remove(folder_.file("cut.checkpoint"));
+    before = 0;
+  }
+  EXPECT_GT(died, count / 4);
+  ASSERT_EQ(run(command("cut")).status, 0);
+  EXPECT_TRUE(read("cut") == expected);
+}
+
+// Hostile files as a user meets them: exit status 2, the file's name in the last line, nothing written.
+TEST_F(TrainProjector, RefusesHostileFiles) {
+  ASSERT_EQ(run(command("whole")).status, 0);
+  const std::string checkpoint = read("whole.checkpoint");
+  const std::string ridge = read("ridge.safetensors");
+  const auto refused = [&](const std::string& name, const std::string& bytes) {
+    folder_.write(name, bytes);
+    const Ran ran = run(command("out"));
+    EXPECT_EQ(ran.status, 2) << ran.err;
+    const std::string last = ran.err.substr(ran.err.rfind('\n', ran.err.size() - 2) + 1);
+    EXPECT_TRUE(last.starts_with("kvfold: ")) << ran.err;
+    EXPECT_EQ(wrong_with(last.substr(8, last.size() - 9), name, {}), "");
+    EXPECT_EQ(read("out"), "");
+  };
+  const auto lie = [&](const std::string& name, const std::string& good, const auto& tell) {
+    SignedFile file = SignedFile::parse(good);
+    tell(file);
+    refused(name, file.build());
+  };
+  for (size_t size = 1; size < checkpoint.size(); size += checkpoint.size() / 12)
+    refused("out.checkpoint", checkpoint.substr(0, size));
+  for (size_t at = 3; at < checkpoint.size(); at += checkpoint.size() / 12) {
+    std::string bad = checkpoint;
+    bad[at] = static_cast<char>(bad[at] ^ 4);
+    refused("out.checkpoint", bad);
+  }
+  lie("out.checkpoint", checkpoint, [](SignedFile& f) { f.metadata["curve"] = "[\"x\"]"; });
+  lie("out.checkpoint", checkpoint, [](SignedFile& f) { f.metadata["identity"] = "\x1B[2J"; });
+  lie("out.checkpoint", checkpoint,
+      [](SignedFile& f) { f.set("mean.ridge.up", 0, std::numeric_limits<float>::quiet_NaN()); });
+  std::filesystem::remove(folder_.file("out.checkpoint"));
+
+  for (size_t size = 1; size < ridge.size(); size += ridge.size() / 12)
+    refused("ridge.safetensors", ridge.substr(0, size));
+  // Of the right model by its fingerprint, and of another shape: rows are as long as the model's.
+  lie("ridge.safetensors", ridge, [](SignedFile& f) {
+    f.metadata["source.layers"] = "1";
+    for (const char* name : {"ridge.mean_in", "ridge.scale_in", "ridge.down"}) {
+      SignedFile::Tensor& tensor = f.tensors.at(name);
+      tensor.shape.back() /= 2;
+      tensor.bytes.resize(tensor.bytes.size() / 2);
+    }
+  });
+  lie("ridge.safetensors", ridge,
+      [](SignedFile& f) { f.set("ridge.up", 7, std::numeric_limits<float>::infinity()); });
+  lie("ridge.safetensors", ridge, [](SignedFile& f) {
+    f.tensors.at("ridge.up").shape = {1, 8};
+    f.tensors.at("ridge.up").bytes.resize(32);
+  });
 }
 
 }  // namespace

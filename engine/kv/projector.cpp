@@ -9,6 +9,7 @@
 
 #include "engine/kv/cache_metadata.h"
 #include "engine/kv/ridge_projector.h"
+#include "engine/printable.h"
 #include "engine/safetensors.h"
 #include "engine/train/pass_projector.h"
 #include "kernels/half.h"
@@ -27,6 +28,11 @@ constexpr std::array kKinds = {
     Kind{"mlp", PassProjector::make, {"ridge.", "mlp."}},
     Kind{"fuser", PassProjector::make, {"ridge.", "fuser."}},
 };
+
+const Kind* find_kind(const std::string& name) {
+  const auto* at = std::find_if(kKinds.begin(), kKinds.end(), [&](const Kind& k) { return name == k.name; });
+  return at == kKinds.end() ? nullptr : at;
+}
 
 // ---- files ----
 
@@ -64,11 +70,11 @@ class Reader {
       return meta_.fail("no metadata 'kvfold_projector': not a projector file");
     KVFOLD_ASSIGN_OR_RETURN(const std::string version, meta_.text("kvfold_projector"));
     if (version != std::to_string(kProjectorFileVersion))
-      return meta_.fail(fmt::format("metadata 'kvfold_projector': found version {}, expected {}", version,
-                                    kProjectorFileVersion));
+      return meta_.fail(fmt::format("metadata 'kvfold_projector': found version {}, expected {}",
+                                    printable(version), kProjectorFileVersion));
     KVFOLD_ASSIGN_OR_RETURN(const std::string sum, meta_.text("checksum"));
     if (const std::string found = metadata_checksum(file_.metadata); found != sum)
-      return meta_.fail(fmt::format("metadata: its checksum is {}, expected {}", found, sum));
+      return meta_.fail(fmt::format("metadata: its checksum is {}, expected {}", found, printable(sum)));
     KVFOLD_ASSIGN_OR_RETURN(data.kind, meta_.text("kind"));
     KVFOLD_ASSIGN_OR_RETURN(data.source, model("source"));
     KVFOLD_ASSIGN_OR_RETURN(data.target, model("target"));
@@ -80,9 +86,9 @@ class Reader {
       const auto expected = checksums.find(name);
       const std::string found = checksum(tensor.bytes);
       if (expected == checksums.end() || *expected != found)
-        return meta_.fail(
-            fmt::format("tensor '{}': its checksum is {}, expected {}", name, found,
-                        expected == checksums.end() ? "one in the metadata" : dump_json(*expected)));
+        return meta_.fail(fmt::format(
+            "tensor '{}': its checksum is {}, expected {}", printable(name), found,
+            expected == checksums.end() ? "one in the metadata" : printable(dump_json(*expected))));
       KVFOLD_ASSIGN_OR_RETURN(data.tensors[name], values(name, tensor));
     }
     return data;
@@ -108,7 +114,8 @@ class Reader {
 
   Result<ProjectorTensor> values(const std::string& name, const SafetensorsTensor& tensor) const {
     if (tensor.dtype != "F32" && tensor.dtype != "F16")
-      return meta_.fail(fmt::format("tensor '{}': found {}, expected F32 or F16", name, tensor.dtype));
+      return meta_.fail(
+          fmt::format("tensor '{}': found {}, expected F32 or F16", printable(name), tensor.dtype));
     ProjectorTensor out{tensor.shape, {}, tensor.dtype == "F16"};
     out.data.resize(tensor.bytes.size() / (out.half ? 2 : 4));
     if (!out.half) {
@@ -139,27 +146,33 @@ Result<const ProjectorTensor*> ProjectorData::tensor(const std::string& name,
   return &at->second;
 }
 
-Result<std::unique_ptr<Projector>> make_projector(ProjectorData data) {
-  std::string known;
-  for (const Kind& kind : kKinds) {
-    known += (known.empty() ? "" : ", ") + std::string(kind.name);
-    if (data.kind != kind.name) continue;
-    for (const auto& entry : data.tensors) {
-      const std::string& name = entry.first;
-      const ProjectorTensor& tensor = entry.second;
-      if (std::none_of(kind.prefixes.begin(), kind.prefixes.end(),
-                       [&](const char* prefix) { return name.starts_with(prefix); }))
-        return Status::error(
-            fmt::format("projector: tensor '{}' is none of those of the kind {}", name, kind.name));
-      const auto bad =
-          std::find_if_not(tensor.data.begin(), tensor.data.end(), [](float x) { return std::isfinite(x); });
-      if (bad != tensor.data.end())
-        return Status::error(fmt::format("projector: tensor '{}': element {} is {}, expected a number", name,
-                                         bad - tensor.data.begin(), *bad));
-    }
-    return kind.make(std::move(data));
+Status check_projector(const ProjectorData& data) {
+  const Kind* kind = find_kind(data.kind);
+  if (kind == nullptr) {
+    std::string known;
+    for (const Kind& k : kKinds) known += (known.empty() ? "" : ", ") + std::string(k.name);
+    return Status::error(
+        fmt::format("projector: unknown kind '{}', expected one of {}", printable(data.kind), known));
   }
-  return Status::error(fmt::format("projector: unknown kind '{}', expected one of {}", data.kind, known));
+  for (const auto& entry : data.tensors) {
+    const std::string& name = entry.first;
+    const std::vector<float>& values = entry.second.data;
+    if (std::none_of(kind->prefixes.begin(), kind->prefixes.end(),
+                     [&](const char* prefix) { return name.starts_with(prefix); }))
+      return Status::error(
+          fmt::format("projector: tensor '{}' is none of those of the kind {}", printable(name), kind->name));
+    const auto bad = std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    if (bad != values.end())
+      return Status::error(fmt::format("projector: tensor '{}': element {} is {}, expected a number",
+                                       printable(name), bad - values.begin(), *bad));
+  }
+  return {};
+}
+
+Result<std::unique_ptr<Projector>> make_projector(ProjectorData data) {
+  KVFOLD_RETURN_IF_ERROR(check_projector(data));
+  const Kind* kind = find_kind(data.kind);
+  return kind->make(std::move(data));
 }
 
 Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,

@@ -78,8 +78,10 @@ class Projector {
   ProjectorData data_;
 };
 
-// Errors: an unknown kind (those known are listed); a tensor that is missing, has another shape, is not known
-// to the kind, or holds what is no number.
+// Errors: an unknown kind (those known are listed); a tensor that is not known to the kind, or holds what is
+// no number.
+Status check_projector(const ProjectorData& data);
+// Errors: as check_projector(); a tensor that is missing or has another shape.
 Result<std::unique_ptr<Projector>> make_projector(ProjectorData data);
 
 // A cache of the source model as the projector makes it for the target's tokens. The rows' origins name

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
+#include "engine/kv/cache_metadata.h"
+#include "engine/printable.h"
 #include "engine/safetensors.h"
 
 namespace kvfold {
@@ -141,12 +144,15 @@ Result<RidgeSums> RidgeSums::load(const std::string& path, const CacheShape& sou
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> map, MappedFile::open(path));
   KVFOLD_ASSIGN_OR_RETURN(const SafetensorsFile file, parse_safetensors(map->bytes(), path));
   RidgeSums out(source, target);
-  for (const char* key : {"kvfold_ridge_sums", "rows", "texts", "weight"})
-    if (!file.metadata.contains(key))
-      return Status::error(fmt::format("{}: no metadata '{}': not sums of a ridge", path, key));
-  out.rows_ = std::strtoll(file.metadata.at("rows").c_str(), nullptr, 10);
-  out.texts_ = std::strtoll(file.metadata.at("texts").c_str(), nullptr, 10);
-  out.weight_ = std::strtod(file.metadata.at("weight").c_str(), nullptr);
+  const MetadataReader meta(path, file.metadata);
+  if (!meta.has("kvfold_ridge_sums") || file.metadata.at("kvfold_ridge_sums") != "1")
+    return meta.fail("metadata 'kvfold_ridge_sums': expected 1: not sums of a ridge");
+  KVFOLD_ASSIGN_OR_RETURN(out.rows_, meta.integer("rows", 0, INT32_MAX));
+  KVFOLD_ASSIGN_OR_RETURN(out.texts_, meta.integer("texts", 0, INT32_MAX));
+  KVFOLD_ASSIGN_OR_RETURN(const std::string weight, meta.text("weight"));
+  out.weight_ = std::strtod(weight.c_str(), nullptr);
+  if (!std::isfinite(out.weight_) || out.weight_ < 0)
+    return meta.fail(fmt::format("metadata 'weight': found '{}', expected a number", printable(weight)));
   const auto in = static_cast<size_t>(row_width(source));
   const auto width = static_cast<size_t>(row_width(target));
   for (std::vector<float>* v : {&out.shift_in_, &out.scale_in_}) v->resize(in);
@@ -162,6 +168,10 @@ Result<RidgeSums> RidgeSums::load(const std::string& path, const CacheShape& sou
                       at == file.tensors.end() ? 0 : at->second.bytes.size(), wanted));
     else
       std::memcpy(values.data(), at->second.bytes.data(), wanted);
+    const auto bad = std::find_if_not(values.begin(), values.end(), [](auto x) { return std::isfinite(x); });
+    if (status.ok() && bad != values.end())
+      status = meta.fail(
+          fmt::format("tensor '{}': element {} is {}, expected a number", name, bad - values.begin(), *bad));
   };
   fill("first", out.first_);
   fill("shift_in", out.shift_in_);

@@ -22,6 +22,8 @@ Status check_ridge_tensors(const ProjectorData& data) {
   const auto down = data.tensors.find("ridge.down");
   const int64_t rank = down == data.tensors.end() || down->second.shape.empty() ? 0 : down->second.shape[0];
   KVFOLD_RETURN_IF_ERROR(data.tensor("ridge.down", {rank, in}).status());
+  if (rank == 0)
+    return Status::error("projector: tensor 'ridge.down': found no components, expected one or more");
   return data.tensor("ridge.up", {out, rank}).status();
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/printable.h"
 #include "engine/random.h"
 
 namespace kvfold {
@@ -85,7 +86,8 @@ void ProjectorTrainer::add_residual() {
 Status ProjectorTrainer::begin(ProjectorData start) {
   if (start.kind != "ridge" && start.kind != options_.kind)
     return Status::error(fmt::format("projector: found the kind {}, expected ridge or {} to train {}",
-                                     start.kind, options_.kind, options_.kind));
+                                     printable(start.kind), options_.kind, options_.kind));
+  KVFOLD_RETURN_IF_ERROR(check_projector(start));
   const bool fresh = start.kind != options_.kind;
   data_ = std::move(start);
   data_.kind = options_.kind;

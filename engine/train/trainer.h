@@ -69,7 +69,8 @@ class ProjectorTrainer {
   ProjectorData best() const;
 
   // The state, and all that goes into the next step. `identity`: of everything else that does; loading
-  // refuses another one. Files appear whole or not at all. Errors name the file.
+  // refuses another one. Files appear whole or not at all. Errors name the file; after one of load() this is
+  // as it was.
   Status save(const std::string& path, const std::string& identity) const;
   Status load(const std::string& path, const std::string& identity);
 

@@ -1,8 +1,11 @@
 // cache project: rows of one model's cache become rows of another's.
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "engine/kv/alignment.h"
 #include "engine/kv/projector.h"
+#include "engine/printable.h"
 #include "experiments/cli/cache_files.h"
 #include "loaders/model_loader.h"
 
@@ -25,8 +28,9 @@ Status check_model(const std::string& what, const std::string& fingerprint, cons
                    const std::string& projector, const char* role, const ProjectorModel& wanted) {
   if (fingerprint == wanted.fingerprint && shape == wanted.shape) return {};
   return Status::error(fmt::format("{}: of the model {} ({}), but the {} of the projector {} is {} ({}, {})",
-                                   what, fingerprint, shape_text(shape), role, projector, wanted.fingerprint,
-                                   wanted.name, shape_text(wanted.shape)));
+                                   what, fingerprint, shape_text(shape), role, projector,
+                                   printable(wanted.fingerprint), printable(wanted.name),
+                                   shape_text(wanted.shape)));
 }
 
 struct Opened {
@@ -54,8 +58,18 @@ Result<Opened> open_model(const std::string& named, const char* option, const Pr
   }
   if (model.empty())
     return Status::error(fmt::format("{}: no fetched model has the fingerprint {} ({}); name its file",
-                                     option, wanted.fingerprint, wanted.name));
+                                     option, printable(wanted.fingerprint), printable(wanted.name)));
   return open_model(model);
+}
+
+// A cache file may say that its rows are of any tokens.
+Status check_tokens(const KvCache& cache, const Tokenizer& tokenizer, const std::string& path) {
+  const std::vector<TokenId>& tokens = cache.rows().tokens;
+  const auto bad = std::find_if(tokens.begin(), tokens.end(),
+                                [&](TokenId id) { return id < 0 || id >= tokenizer.size(); });
+  if (bad == tokens.end()) return {};
+  return Status::error(fmt::format("{}: row {}: token id {} is outside the vocabulary, 0-{}", path,
+                                   bad - tokens.begin(), *bad, tokenizer.size() - 1));
 }
 
 // Errors: a lane that lacks a row: a projector reads all of them at once.
@@ -81,6 +95,7 @@ Result<AlignedTokens> align_cache(const KvCache& cache, const Opened& source, co
 Result<KvCache> project_file(const Options& options, const OpenCaches& in, const Projector& projector,
                              const Opened& source, const Opened& target) {
   const KvCache& cache = in.caches[0];
+  KVFOLD_RETURN_IF_ERROR(check_tokens(cache, *source.tokenizer, options.in));
   const Result<AlignedTokens> aligned = align_cache(cache, source, target);
   if (!aligned.ok()) return aligned.status().with_prefix(options.in + ": ");
   KVFOLD_RETURN_IF_ERROR(check_whole(cache, options.in));

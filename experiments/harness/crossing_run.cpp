@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "engine/kv/cache_metadata.h"
+#include "engine/printable.h"
 #include "engine/random.h"
 #include "experiments/harness/crossing.h"
 #include "experiments/harness/options.h"
@@ -149,8 +150,8 @@ class Run {
       if (found == model->fingerprint && shape == model->shape) continue;
       return Status::error(
           fmt::format("{}: its {} is {} ({} x {} x {}), but the {} here is {} ({} x {} x {})", path, role,
-                      model->fingerprint, model->shape.layers, model->shape.kv_heads, model->shape.head_dim,
-                      role, found, shape.layers, shape.kv_heads, shape.head_dim));
+                      printable(model->fingerprint), model->shape.layers, model->shape.kv_heads,
+                      model->shape.head_dim, role, found, shape.layers, shape.kv_heads, shape.head_dim));
     }
     Result<std::unique_ptr<Projector>> made = make_projector(std::move(data));
     if (!made.ok()) return made.status().with_prefix(path + ": ");
