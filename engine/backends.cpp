@@ -38,6 +38,10 @@ Result<std::shared_ptr<Backend>> make_backend(const std::string& name, const Bac
     known += ", " + added_name;
   }
   if (name == "cpu" || name == "auto") return make_cpu_backend(options.cpu);
+  if (name == "cuda")
+    return Status::error(fmt::format(
+        "backend 'cuda': not in this program, which was built without nvcc 12 or later; it has: {}, auto",
+        known));
   return Status::error(fmt::format("backend '{}': this program was built with: {}, auto", name, known));
 }
 

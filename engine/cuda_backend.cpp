@@ -14,6 +14,7 @@
 #include "engine/cublas.h"
 #include "engine/cuda_batch.h"
 #include "engine/cuda_device.h"
+#include "engine/gpu_weights.h"
 #include "engine/model_source.h"
 #include "engine/thread_pool.h"
 #include "kernels/cpu/cpu.h"
@@ -171,16 +172,7 @@ class CudaBackend final : public Backend {
 
 Result<std::string> CudaBackend::plan(const ModelSource& source, const MemoryWanted& wanted) {
   const ModelConfig& c = source.config;
-  size_t weights = 0;
-  const auto add = [&](const MatrixView& view) {
-    if (view.data != nullptr) weights += cuda::packed_layout(view.type, view.rows, view.columns).bytes;
-  };
-  add(source.embedding);
-  if (!source.tied_output) add(source.output);
-  for (const LayerTensors& t : source.layers)
-    for (const MatrixView* view : {&t.attention_norm, &t.wq, &t.wk, &t.wv, &t.wo, &t.bq, &t.bk, &t.bv, &t.bo,
-                                   &t.ffn_norm, &t.gate, &t.up, &t.down})
-      add(*view);
+  const auto weights = static_cast<size_t>(gpu_weight_bytes(source));
   const auto rows = static_cast<size_t>(wanted.rows);
   const size_t most_columns = static_cast<size_t>(std::max({c.model_dim, c.heads * c.head_dim, c.ffn_dim}));
   const size_t floats =

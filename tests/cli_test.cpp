@@ -34,6 +34,22 @@ TEST_F(Cli, DamagedModelsAreOneLineAndExitTwo) {
     expect_refused(std::string("info ") + name, name);
 }
 
+// As it is built where there is no nvcc. (.ci/without-cuda builds it that way.)
+TEST_F(Cli, WithoutCudaAutoIsTheCpu) {
+  const std::string generate = "kvfold_without_cuda generate tiny.gguf --prompt ab -n 4 --json --backend ";
+  const Ran refused = run(generate + "cuda");
+  EXPECT_EQ(refused.status, 2);
+  EXPECT_EQ(refused.out, "");
+  EXPECT_EQ(refused.err,
+            "kvfold: backend 'cuda': not in this program, which was built without nvcc 12 or later; it has: "
+            "cpu, auto\n");
+  const Ran found = run(generate + "auto");
+  EXPECT_EQ(found.status, 0) << found.err;
+  EXPECT_EQ(found.err, "");
+  EXPECT_EQ(nlohmann::json::parse(found.out).at("ids"),
+            nlohmann::json::parse(run(generate + "cpu").out).at("ids"));
+}
+
 TEST_F(Cli, HelpSaysWhatEachOptionDoes) {
   for (const char* command :
        {"", "info", "tokenize", "logits", "generate", "perplexity", "cache", "cache save", "cache run"}) {

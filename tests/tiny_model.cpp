@@ -56,6 +56,10 @@ class Maker {
         vector(blk + "attn_k.bias", kv, 0, 0.5);
         vector(blk + "attn_v.bias", kv, 0, 0.5);
       }
+      if (o_.architecture == "qwen3") {
+        vector(blk + "attn_q_norm.weight", o_.head_dim, 1.0, 0.3);
+        vector(blk + "attn_k_norm.weight", o_.head_dim, 1.0, 0.3);
+      }
       matrix(blk + "ffn_gate.weight", o_.ffn_dim, d, scale);
       matrix(blk + "ffn_up.weight", o_.ffn_dim, d, scale);
       matrix(blk + "ffn_down.weight", d, o_.ffn_dim, 1.0 / std::sqrt(o_.ffn_dim));
@@ -98,7 +102,7 @@ class Maker {
     }
     vocab_ = static_cast<int>(tokens.size());
     out_.string("tokenizer.ggml.model", "gpt2");
-    out_.string("tokenizer.ggml.pre", o_.architecture == "qwen2" ? "qwen2" : "smollm");
+    out_.string("tokenizer.ggml.pre", o_.architecture == "llama" ? "smollm" : "qwen2");
     out_.strings("tokenizer.ggml.tokens", tokens).ints("tokenizer.ggml.token_type", types);
     out_.strings("tokenizer.ggml.merges", merges).string("tokenizer.chat_template", kChatMl);
     out_.u32("tokenizer.ggml.eos_token_id", static_cast<uint32_t>(256 + merges.size() + 2));

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "engine/gpu_weights.h"
 #include "engine/tokenizer/chat.h"
 #include "experiments/cli/common.h"
 #include "kernels/cpu/cpu.h"
@@ -39,7 +40,7 @@ std::map<std::string, TypeTotal> count_types(const std::vector<GgufTensorName>& 
 
 // What a session with one full cache needs, in bytes. On the CPU the weights are the file's own pages, and
 // `repacked` what the kernels of this machine make of them for integer products (nothing with --exact). On
-// CUDA all of it is device memory; the driver's own context comes on top.
+// CUDA all of it is device memory, the weights packed; the driver's own context comes on top.
 nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<GgufTensorName>& tensors) {
   const ModelConfig& c = source.config;
   const CpuKernels& kernels = *select_cpu_kernels();
@@ -52,6 +53,7 @@ nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<
         format_info(tensor.view.type).group != nullptr)
       repacked += static_cast<int64_t>(kernels.packed_bytes(tensor.view));
   }
+  const int64_t on_gpu = gpu_weight_bytes(source);
   const int64_t kv = int64_t{2} * c.layers * c.kv_heads * c.head_dim * kPlanRows * 2;
   const int64_t activations = Model::activation_bytes(c, SessionOptions{}.chunk);
   return {{"rows", kPlanRows},
@@ -63,10 +65,10 @@ nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<
             {"activations", activations},
             {"total", weights + repacked + kv + activations}}},
           {"cuda",
-           {{"weights", weights},
+           {{"weights", on_gpu},
             {"kv", kv},
             {"activations", activations},
-            {"total", weights + kv + activations}}}};
+            {"total", on_gpu + kv + activations}}}};
 }
 
 nlohmann::ordered_json describe(const ModelSource& source) {

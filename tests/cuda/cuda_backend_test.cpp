@@ -4,7 +4,9 @@
 
 #include <cmath>
 
+#include "engine/gpu_weights.h"
 #include "engine/kv/ops.h"
+#include "loaders/model_loader.h"
 #include "tests/cuda/thread_orders.h"
 #include "tests/simt/emulated_device.h"
 #include "tests/tiny_model.h"
@@ -69,7 +71,7 @@ struct Case {
 };
 
 TEST(CudaBackend, SessionsGiveTheBitsOfTheCpu) {
-  std::vector<Case> cases(8);
+  std::vector<Case> cases(9);
   cases[0].model.type = WeightType::kQ4_1;
   cases[1].model.type = WeightType::kQ5_0;
   cases[1].type = CacheType::kQ8;
@@ -83,6 +85,7 @@ TEST(CudaBackend, SessionsGiveTheBitsOfTheCpu) {
   cases[6].model.type = WeightType::kF32;
   cases[7].model.type = WeightType::kQ4_0;
   cases[7].precision = Precision::kExact;
+  cases[8].model.architecture = "qwen3";
   if (kSanitized) cases = {cases[1], cases[2]};
   for (const Case& c : cases) {
     TemporaryFolder folder;
@@ -147,6 +150,26 @@ TEST(CudaBackend, CublasIsNearAndTheProbeChooses) {
     if (prefill == Prefill::kCublas) {
       EXPECT_GT(error, 0) << "it is another arithmetic";
     }
+  }
+}
+
+// Norms of queries and keys, biases, an output of its own, K-quants: nothing is left out, nothing rounded.
+TEST(CudaBackend, WeightsTakeTheMemoryThatWasPlanned) {
+  std::vector<TinyModelOptions> models(4);
+  models[0].tied = false;
+  models[1].architecture = "qwen2";
+  models[2].architecture = "qwen3";
+  models[3] = {
+      .architecture = "qwen3", .heads = 8, .head_dim = 32, .ffn_dim = 512, .type = WeightType::kQ6_K};
+  for (const TinyModelOptions& model : models) {
+    TemporaryFolder folder;
+    simt::reset_device();
+    const std::string path = folder.write("tiny.gguf", tiny_model(model).build());
+    ModelSource source = must(load_model_source(path));
+    const int64_t planned = gpu_weight_bytes(source);
+    const std::shared_ptr<Backend> backend = must(make_backend("simt", {}));
+    const std::shared_ptr<Model> loaded = must(Model::create(std::move(source), backend));
+    EXPECT_EQ(simt::device_use().bytes, static_cast<size_t>(planned)) << model.architecture;
   }
 }
 
