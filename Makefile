@@ -24,7 +24,7 @@ SWEEPS := run-position run-partial run-layers run-components run-signatures
 .PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults \
         test-differential fuzz fuzz-smoke fuzz-corpus soak $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
-        bench bench-peer profile test-cuda-full format tidy oracle clean
+        bench bench-peer profile test-cuda-full test-planted-faults format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -234,6 +234,10 @@ soak: build/release/build.ninja install ## caches made, changed and dropped at r
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test
 	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention)' --output-on-failure --no-tests=error -j $(JOBS)
+
+test-planted-faults: build/release/build.ninja install ## faults planted in the CUDA kernels, one at a time: a test must notice each
+	@cmake --build build/release -j $(JOBS) --target kvfold_planted
+	@$(PYTHON) tests/cuda/plant_faults.py run build/release/tests/cuda
 
 format: install-tidy ## rewrite all C++ sources by .clang-format
 	@clang-format -i $(CXX_SOURCES)

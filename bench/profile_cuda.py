@@ -139,6 +139,7 @@ def token_bytes(model, depth):
         "mat_vec gate, up": layers * product(2 * ffn, dim),
         "mat_vec down": layers * product(dim, ffn),
         "mat_vec output": product(vocabulary, dim),
+        "likeliest (the next token)": 4 * vocabulary,
         "attention": layers * kv * head * 2 * 2 * (depth + 1),
         "norm, quantise, swiglu": layers * 4 * (4 * dim + heads * head + 2 * ffn),
     }

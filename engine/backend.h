@@ -8,6 +8,7 @@
 #include <span>
 
 #include "engine/kv/cache.h"
+#include "engine/likeliest.h"
 #include "engine/rope.h"
 #include "engine/status.h"
 #include "kernels/views.h"
@@ -109,6 +110,10 @@ class Backend {
   virtual Result<std::shared_ptr<float>> allocate(size_t count) = 0;
   virtual void upload(std::span<const float> from, float* to) = 0;
   virtual void download(const float* from, std::span<float> to) = 0;
+
+  // The k likeliest of each of `rows` rows of logits [rows][columns], likeliest first: out [rows][k]. A
+  // device finds them itself where k is small, so that they alone are sent. REQUIRES: 1 <= k <= columns.
+  virtual void likeliest(const float* logits, int rows, int columns, int k, std::span<TokenLogit> out) = 0;
 
   // Memory for the caches of a session, `budget_bytes` of it at most. Errors: as PagePool::create.
   virtual Result<std::shared_ptr<PagePool>> make_pool(CacheType type, int head_dim, size_t budget_bytes) {

@@ -71,6 +71,12 @@ class CpuBackend final : public Backend {
   void upload(std::span<const float> from, float* to) override { std::copy(from.begin(), from.end(), to); }
   void download(const float* from, std::span<float> to) override { std::copy_n(from, to.size(), to.begin()); }
 
+  void likeliest(const float* logits, int rows, int columns, int k, std::span<TokenLogit> out) override {
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r)
+      find_likeliest({logits + r * columns, static_cast<size_t>(columns)},
+                     out.subspan(r * k, static_cast<size_t>(k)));
+  }
+
   void embed(const Weight& table, std::span<const TokenId> ids, float* out) override {
     const MatrixView& view = view_of(table);
     const FormatInfo& format = format_info(view.type);

@@ -96,6 +96,7 @@ class CudaBackend final : public Backend {
   Result<std::shared_ptr<PagePool>> make_pool(CacheType type, int head_dim, size_t budget_bytes) override;
   void upload(std::span<const float> from, float* to) override;
   void download(const float* from, std::span<float> to) override;
+  void likeliest(const float* logits, int rows, int columns, int k, std::span<TokenLogit> out) override;
   Status status() const override { return status_; }
 
   void begin_pass(const Pass& pass) override;
@@ -162,7 +163,7 @@ class CudaBackend final : public Backend {
   int heads_ = 0;
   Gated gated_;
   // Scratch, kept between calls.
-  DeviceMemory q_, scales_, gate_, up_, normed_, decoded_, blas_out_, partials_, rope_memory_;
+  DeviceMemory keys_, q_, scales_, gate_, up_, normed_, decoded_, blas_out_, partials_, rope_memory_;
   cuda::DeviceRope rope_{};
   const float* rope_source_ = nullptr;
   int64_t rope_distances_ = -1;
@@ -238,6 +239,30 @@ void CudaBackend::download(const float* from, std::span<float> to) {
   note(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_), "download");
   note(cudaStreamSynchronize(stream_), "download");
   if (!status_.ok()) std::fill(to.begin(), to.end(), 0.0F);
+}
+
+void CudaBackend::likeliest(const float* logits, int rows, int columns, int k, std::span<TokenLogit> out) {
+  if (k > cuda::kMostLikeliest) {
+    std::vector<float> row(static_cast<size_t>(columns));
+    for (int r = 0; r < rows; ++r) {
+      download(logits + static_cast<size_t>(r) * columns, row);
+      find_likeliest(row, out.subspan(static_cast<size_t>(r) * k, static_cast<size_t>(k)));
+    }
+    return;
+  }
+  auto* memory =
+      scratch<uint64_t>(keys_, cuda::likeliest_scratch_keys(rows, columns, k), "the likeliest tokens");
+  std::vector<uint64_t> keys(static_cast<size_t>(rows) * k);
+  if (working()) {
+    const Range range("likeliest");
+    const uint64_t* found = cuda::likeliest(logits, rows, columns, k, memory, stream_);
+    note(cudaMemcpyAsync(keys.data(), found, keys.size() * sizeof(uint64_t), cudaMemcpyDeviceToHost, stream_),
+         "the likeliest tokens");
+    note(cudaStreamSynchronize(stream_), "the likeliest tokens");
+  }
+  for (size_t i = 0; i < keys.size(); ++i)
+    out[i] =
+        status_.ok() ? TokenLogit{cuda::key_index(keys[i]), cuda::key_value(keys[i])} : TokenLogit{0, 0.0F};
 }
 
 // ---- passes ----

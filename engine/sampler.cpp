@@ -18,7 +18,9 @@ double log_sum_exp(std::span<const float> logits) {
 }  // namespace
 
 TokenId argmax(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  TokenLogit best;
+  find_likeliest(logits, {&best, 1});
+  return best.id;
 }
 
 double log_probability(std::span<const float> logits, TokenId id) { return logits[id] - log_sum_exp(logits); }
@@ -35,23 +37,21 @@ double kl_divergence(std::span<const float> p_logits, std::span<const float> q_l
 }
 
 TokenId Sampler::sample(std::span<const float> logits) {
-  if (options_.temperature <= 0) return argmax(logits);
-  order_.resize(logits.size());
-  std::iota(order_.begin(), order_.end(), 0);
-  size_t kept = order_.size();
-  if (options_.top_k > 0) kept = std::min(kept, static_cast<size_t>(options_.top_k));
-  // Equal logits are ordered by id, so that a seed gives the same text everywhere.
-  const auto likelier = [&](TokenId a, TokenId b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  };
-  std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(kept), order_.end(),
-                    likelier);
+  const auto most = static_cast<size_t>(candidates());
+  candidates_.resize(most == 0 ? logits.size() : std::min(most, logits.size()));
+  find_likeliest(logits, candidates_);
+  return sample(candidates_);
+}
 
+// Equal logits are ordered by id, so that a seed gives the same text everywhere.
+TokenId Sampler::sample(std::span<const TokenLogit> likeliest) {
+  if (options_.temperature <= 0) return likeliest[0].id;
+  size_t kept = likeliest.size();
   weights_.resize(kept);
   double total = 0;
   for (size_t i = 0; i < kept; ++i)
     total += weights_[i] =
-        std::exp((static_cast<double>(logits[order_[i]]) - logits[order_[0]]) / options_.temperature);
+        std::exp((static_cast<double>(likeliest[i].logit) - likeliest[0].logit) / options_.temperature);
   if (options_.top_p < 1) {
     double reached = 0;
     size_t n = 0;
@@ -61,10 +61,10 @@ TokenId Sampler::sample(std::span<const float> logits) {
   }
   double at = random_.uniform() * total;
   for (size_t i = 0; i + 1 < kept; ++i) {
-    if (at < weights_[i]) return order_[i];
+    if (at < weights_[i]) return likeliest[i].id;
     at -= weights_[i];
   }
-  return order_[kept - 1];
+  return likeliest[kept - 1].id;
 }
 
 }  // namespace kvfold

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/likeliest.h"
 #include "engine/random.h"
 #include "engine/tokenizer/vocabulary.h"
 
@@ -16,7 +17,7 @@ struct SamplerOptions {
   uint64_t seed = 0;
 };
 
-// The index of the largest logit; the first of equals.
+// The likeliest token: the largest logit, the first of equals.
 TokenId argmax(std::span<const float> logits);
 
 // log softmax(logits)[id], in double.
@@ -28,12 +29,16 @@ double kl_divergence(std::span<const float> p_logits, std::span<const float> q_l
 class Sampler {
  public:
   explicit Sampler(const SamplerOptions& options) : options_(options), random_(options.seed) {}
+  // Of how many of the likeliest tokens one is taken; 0: of all.
+  int candidates() const { return options_.temperature <= 0 ? 1 : options_.top_k; }
   TokenId sample(std::span<const float> logits);
+  // The same from those `candidates()` alone, likeliest first (all of a smaller vocabulary).
+  TokenId sample(std::span<const TokenLogit> likeliest);
 
  private:
   SamplerOptions options_;
   Random random_;
-  std::vector<TokenId> order_;
+  std::vector<TokenLogit> candidates_;
   std::vector<double> weights_;
 };
 

@@ -54,6 +54,31 @@ Status Session::check(std::span<const Feed> feeds) const {
 }
 
 Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink, const QueryProbe& probe) {
+  const auto columns = static_cast<size_t>(model_->config().vocab_size);
+  logits_.resize(columns);
+  const auto show = [&](std::span<const Asked> asked) {
+    for (size_t i = 0; i < asked.size(); ++i) {
+      model_->backend().download(activations_.logits.get() + i * columns, logits_);
+      sink(asked[i].feed, asked[i].token, logits_);
+    }
+  };
+  return feed_rows(feeds, show, probe);
+}
+
+Status Session::feed(std::span<const Feed> feeds, int k, const LikeliestSink& sink) {
+  const int columns = model_->config().vocab_size;
+  const auto each = static_cast<size_t>(std::min(k, columns));
+  const auto show = [&](std::span<const Asked> asked) {
+    likeliest_.resize(asked.size() * each);
+    model_->backend().likeliest(activations_.logits.get(), static_cast<int>(asked.size()), columns,
+                                static_cast<int>(each), likeliest_);
+    for (size_t i = 0; i < asked.size(); ++i)
+      sink(asked[i].feed, asked[i].token, std::span(likeliest_).subspan(i * each, each));
+  };
+  return feed_rows(feeds, show, {});
+}
+
+Status Session::feed_rows(std::span<const Feed> feeds, const RowsSink& sink, const QueryProbe& probe) {
   KVFOLD_RETURN_IF_ERROR(check(feeds));
   // Room for every token is made before the first is computed, so that nothing can fail half way.
   std::vector<int> first_slots;
@@ -86,12 +111,9 @@ Status Session::feed(std::span<const Feed> feeds, const LogitsSink& sink, const 
 }
 
 void Session::compute(std::span<const Feed> feeds, std::span<const int> first_slots,
-                      std::span<const Piece> pieces, const LogitsSink& sink, const QueryProbe& probe) {
+                      std::span<const Piece> pieces, const RowsSink& sink, const QueryProbe& probe) {
   std::vector<TokenId> tokens;
   std::vector<BatchSequence> batch;
-  struct Asked {
-    int feed, token;
-  };
   std::vector<Asked> asked;
   std::vector<int> asked_rows;
   for (const Piece& piece : pieces) {
@@ -108,15 +130,10 @@ void Session::compute(std::span<const Feed> feeds, std::span<const int> first_sl
     }
   }
   model_->forward(tokens, batch, activations_, probe);
-  std::vector<float>& logits = logits_;
-  logits.resize(static_cast<size_t>(model_->config().vocab_size));
   for (size_t first = 0; first < asked.size(); first += Model::kLogitRows) {
     const size_t n = std::min<size_t>(Model::kLogitRows, asked.size() - first);
     model_->logits(std::span(asked_rows).subspan(first, n), activations_);
-    for (size_t i = 0; i < n; ++i) {
-      model_->backend().download(activations_.logits.get() + i * logits.size(), logits);
-      sink(asked[first + i].feed, asked[first + i].token, logits);
-    }
+    sink(std::span(asked).subspan(first, n));
   }
 }
 
@@ -128,6 +145,20 @@ Result<std::vector<float>> Session::feed(KvCache& cache, std::span<const TokenId
     out.assign(logits.begin(), logits.end());
   }));
   return out;
+}
+
+Result<TokenId> Session::feed(KvCache& cache, std::span<const TokenId> tokens, Sampler& sampler) {
+  if (sampler.candidates() == 0) {
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<float> logits, feed(cache, tokens));
+    return sampler.sample(logits);
+  }
+  if (tokens.empty()) return Status::error("feed: no tokens");
+  TokenId next = 0;
+  const Feed feed{&cache, tokens, Wanted::kLast};
+  KVFOLD_RETURN_IF_ERROR(
+      this->feed(std::span(&feed, 1), sampler.candidates(),
+                 [&](int, int, std::span<const TokenLogit> likeliest) { next = sampler.sample(likeliest); }));
+  return next;
 }
 
 Result<KvCache> Session::recompute(const KvCache& cache, const Selection& selection) {

@@ -11,6 +11,7 @@
 
 #include "engine/kv/cache.h"
 #include "engine/model.h"
+#include "engine/sampler.h"
 #include "engine/tokenizer/tokenizer.h"
 
 namespace kvfold {
@@ -35,6 +36,9 @@ struct Feed {
 // lives for the call alone.
 using LogitsSink = std::function<void(int feed, int token, std::span<const float> logits)>;
 
+// The same of the likeliest tokens alone, likeliest first.
+using LikeliestSink = std::function<void(int feed, int token, std::span<const TokenLogit> likeliest)>;
+
 class Session {
  public:
   static Result<std::unique_ptr<Session>> create(std::shared_ptr<Model> model, const SessionOptions& options);
@@ -51,6 +55,13 @@ class Session {
   Status feed(std::span<const Feed> feeds, const LogitsSink& sink, const QueryProbe& probe = {});
   // Feeds one cache and returns the logits after the last token. Errors: as above, or no tokens.
   Result<std::vector<float>> feed(KvCache& cache, std::span<const TokenId> tokens);
+
+  // As the first, but of each row of logits only the k likeliest tokens (all of a smaller vocabulary), which
+  // a GPU finds itself. REQUIRES: k >= 1.
+  Status feed(std::span<const Feed> feeds, int k, const LikeliestSink& sink);
+  // Feeds one cache and chooses the next token: as the sampler does from the logits. Errors: as above, or no
+  // tokens.
+  Result<TokenId> feed(KvCache& cache, std::span<const TokenId> tokens, Sampler& sampler);
 
   // The cache with the selected rows made again: their tokens run through the model at the slots and
   // positions where they stand, each seeing the rows before it, and what comes out replaces the selected
@@ -69,8 +80,15 @@ class Session {
     int feed;
     int begin, end;  // tokens of the feed
   };
+  // A token of a feed whose logits were asked for.
+  struct Asked {
+    int feed, token;
+  };
+  // Told that the activations hold the logits of `asked`, a row each.
+  using RowsSink = std::function<void(std::span<const Asked> asked)>;
+  Status feed_rows(std::span<const Feed> feeds, const RowsSink& sink, const QueryProbe& probe);
   void compute(std::span<const Feed> feeds, std::span<const int> first_slots, std::span<const Piece> pieces,
-               const LogitsSink& sink, const QueryProbe& probe);
+               const RowsSink& sink, const QueryProbe& probe);
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
@@ -78,6 +96,7 @@ class Session {
   Activations activations_;
   SessionOptions options_;
   std::vector<float> logits_;  // [vocab_size], what a sink is shown
+  std::vector<TokenLogit> likeliest_;
 };
 
 }  // namespace kvfold

@@ -137,6 +137,20 @@ TEST_F(Cli, AMegabyteIsTokenizedAndRefusedWhereItDoesNotFit) {
     expect_refused(command + " --text-file text", "cache pool exhausted");
 }
 
+// Norms of queries and keys: two of 16 values in each of two layers.
+TEST_F(Cli, InfoPlansMemoryForEveryTensor) {
+  TinyModelOptions with_norms;
+  with_norms.architecture = "qwen3";
+  folder_.write("norms.gguf", tiny_model(with_norms).build());
+  const auto plan = json("info tiny.gguf").at("memory_plan");
+  const auto more = json("info norms.gguf").at("memory_plan");
+  for (const char* where : {"cpu", "cuda"}) {
+    const auto weights = plan.at(where).at("weights").get<int64_t>();
+    EXPECT_EQ(more.at(where).at("weights"), weights + int64_t{2} * 2 * 16 * 4) << where;
+    EXPECT_EQ(more.at(where).at("total"), plan.at(where).at("total").get<int64_t>() + 256) << where;
+  }
+}
+
 TEST_F(Cli, LogitsAreTheSameFileForAnyThreadsAndChunks) {
   folder_.write("text.txt", "The quick brown fox jumps over the lazy dog, and 12345 times more.");
   std::string first;

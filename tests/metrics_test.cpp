@@ -141,6 +141,36 @@ TEST(Sampler, GreedyTakesTheFirstOfEquals) {
   EXPECT_EQ(Sampler({}).sample(logits), 1);
 }
 
+TEST(Sampler, LikeliestAreInOrder) {
+  const float nan = std::nanf("");
+  const std::vector<float> logits = {-1, 3, nan, 3, 2, -INFINITY, 3, nan, -0.0F, 0};
+  const std::vector<TokenId> order = {1, 3, 6, 4, 8, 9, 0, 5, 2, 7};
+  for (size_t k = 1; k <= logits.size(); ++k) {
+    std::vector<TokenLogit> found(k);
+    find_likeliest(logits, found);
+    for (size_t i = 0; i < k; ++i) EXPECT_EQ(found[i].id, order[i]) << k;
+  }
+  EXPECT_EQ(argmax(logits), 1);
+  EXPECT_EQ(argmax(std::vector<float>{nan, nan, -3}), 2);
+}
+
+TEST(Sampler, CandidatesAreAllThatItNeeds) {
+  std::vector<float> logits;
+  for (int i = 0; i < 100; ++i) logits.push_back(static_cast<float>(i * 37 % 11));
+  for (const SamplerOptions& options :
+       {SamplerOptions{}, SamplerOptions{1, 5, 1, 4}, SamplerOptions{0.7F, 200, 0.9F, 4}}) {
+    Sampler all(options);
+    Sampler some(options);
+    ASSERT_GT(some.candidates(), 0);
+    std::vector<TokenLogit> candidates(std::min<size_t>(some.candidates(), logits.size()));
+    for (int i = 0; i < 50; ++i) {
+      find_likeliest(logits, candidates);
+      ASSERT_EQ(some.sample(candidates), all.sample(logits));
+    }
+  }
+  EXPECT_EQ(Sampler({1, 0, 1, 4}).candidates(), 0);
+}
+
 std::map<TokenId, int> draw(const SamplerOptions& options, const std::vector<float>& logits, int n) {
   Sampler sampler(options);
   std::map<TokenId, int> counts;

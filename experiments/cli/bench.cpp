@@ -83,7 +83,8 @@ class Bench {
       for (int i = 0; i < sequences; ++i)
         feeds.push_back({&caches[i], std::span(&next[i], 1), Wanted::kLast});
       KVFOLD_RETURN_IF_ERROR(session_.feed(
-          feeds, [&](int feed, int, std::span<const float> logits) { next[feed] = argmax(logits); }));
+          feeds, 1,
+          [&](int feed, int, std::span<const TokenLogit> likeliest) { next[feed] = likeliest[0].id; }));
     }
     return static_cast<double>(sequences) * tokens / seconds_since(start);
   }

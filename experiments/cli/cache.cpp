@@ -88,13 +88,13 @@ Status run(const RunOptions& options) {
   const Feed before{&cache, std::span(ids).first(static_cast<size_t>(slot)), Wanted::kNone};
   KVFOLD_RETURN_IF_ERROR(session->feed(std::span(&before, 1), {}));
   KVFOLD_ASSIGN_OR_RETURN(cache, insert(cache, slice, cache.size(), positions));
-  KVFOLD_ASSIGN_OR_RETURN(std::vector<float> logits,
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<float> logits,
                           session->feed(cache, std::span(ids).subspan(static_cast<size_t>(slot))));
   if (!options.logits.empty()) KVFOLD_RETURN_IF_ERROR(write_logits(options.logits, logits));
   const std::vector<int32_t> row_positions = cache.rows().positions;
   Sampler greedy({});
   KVFOLD_ASSIGN_OR_RETURN(const Continuation out,
-                          continue_from(*session, cache, std::move(logits), options.count, greedy));
+                          continue_from(*session, cache, greedy.sample(logits), options.count, greedy));
   if (options.json) {
     print_json({{"ids", out.ids},
                 {"text", out.text},

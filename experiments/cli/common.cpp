@@ -75,7 +75,7 @@ void print_json(const nlohmann::ordered_json& json) {
   fmt::print("{}\n", json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 
-Result<Continuation> continue_from(Session& session, KvCache& cache, std::vector<float> logits, int count,
+Result<Continuation> continue_from(Session& session, KvCache& cache, TokenId next, int count,
                                    Sampler& sampler, const std::function<void(const std::string&)>& watch) {
   Continuation out;
   StreamDecoder decoder(session.tokenizer());
@@ -84,15 +84,14 @@ Result<Continuation> continue_from(Session& session, KvCache& cache, std::vector
     if (watch && !text.empty()) watch(text);
   };
   while (static_cast<int>(out.ids.size()) < count) {
-    const TokenId id = sampler.sample(logits);
-    if (session.tokenizer().is_end(id)) {
+    if (session.tokenizer().is_end(next)) {
       out.ended = true;
       break;
     }
-    out.ids.push_back(id);
-    emit(decoder.push(id));
+    out.ids.push_back(next);
+    emit(decoder.push(next));
     if (static_cast<int>(out.ids.size()) == count) break;
-    KVFOLD_ASSIGN_OR_RETURN(logits, session.feed(cache, std::span(&out.ids.back(), 1)));
+    KVFOLD_ASSIGN_OR_RETURN(next, session.feed(cache, std::span(&out.ids.back(), 1), sampler));
   }
   emit(decoder.finish());
   return out;

@@ -61,14 +61,14 @@ Result<std::vector<TokenId>> encode(const Session& session, const std::string& t
 // One line of JSON on stdout. Bytes that are not UTF-8 come out as U+FFFD.
 void print_json(const nlohmann::ordered_json& json);
 
-// Greedy or sampled continuation from `logits`, until an end token or `count` tokens. `watch` sees each token
-// as it comes.
+// Greedy or sampled continuation that begins with `next`, until an end token or `count` tokens. `watch` sees
+// each token as it comes.
 struct Continuation {
   std::vector<TokenId> ids;
   std::string text;
   bool ended = false;  // by an end token, which is not among the ids
 };
-Result<Continuation> continue_from(Session& session, KvCache& cache, std::vector<float> logits, int count,
+Result<Continuation> continue_from(Session& session, KvCache& cache, TokenId next, int count,
                                    Sampler& sampler,
                                    const std::function<void(const std::string&)>& watch = {});
 

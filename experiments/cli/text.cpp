@@ -37,16 +37,16 @@ Status generate(const GenerateOptions& options) {
   KvCache cache = session->make_cache();
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
-  KVFOLD_ASSIGN_OR_RETURN(std::vector<float> logits, session->feed(cache, ids));
-  const auto prefilled = Clock::now();
   Sampler sampler(options.sampler);
+  KVFOLD_ASSIGN_OR_RETURN(const TokenId first, session->feed(cache, ids, sampler));
+  const auto prefilled = Clock::now();
   const auto show = [&](const std::string& piece) {
     if (options.json) return;
     fmt::print("{}", piece);
     std::fflush(stdout);
   };
   KVFOLD_ASSIGN_OR_RETURN(const Continuation out,
-                          continue_from(*session, cache, std::move(logits), options.count, sampler, show));
+                          continue_from(*session, cache, first, options.count, sampler, show));
   const auto end = Clock::now();
   const auto rate = [](size_t tokens, Clock::duration time) {
     return static_cast<double>(tokens) / std::chrono::duration<double>(time).count();

@@ -6,6 +6,9 @@
 
 #include <cuda_runtime.h>
 
+#include <bit>
+#include <limits>
+
 #include "kernels/cuda/packed.h"
 #include "kernels/kv_page.h"
 
@@ -54,8 +57,21 @@ void finish_product(const float* y, const Product& product, int rows, cudaStream
 void decode_rows(const PackedView& table, const int32_t* ids, int first, int count, float* out,
                  cudaStream_t stream);
 
-// The largest of each row of x [rows][columns], and where it stands (the first of equals).
-void argmax(const float* x, int rows, int columns, float* values, int32_t* indices, cudaStream_t stream);
+// The k largest of each row of x [rows][columns], largest first, NaN last, equals by index: keys [rows][k],
+// somewhere in the scratch memory. REQUIRES: 1 <= k <= kMostLikeliest, k <= columns, rows >= 1.
+inline constexpr int kMostLikeliest = 64;
+size_t likeliest_scratch_keys(int rows, int columns, int k);
+const uint64_t* likeliest(const float* x, int rows, int columns, int k, uint64_t* scratch,
+                          cudaStream_t stream);
+// What a key stands for; -0 has become 0, and every NaN one and the same.
+inline int32_t key_index(uint64_t key) {
+  return static_cast<int32_t>(0xFFFFFFFFU - static_cast<uint32_t>(key));
+}
+inline float key_value(uint64_t key) {
+  const auto ordered = static_cast<uint32_t>(key >> 32);
+  if (ordered == 0) return std::numeric_limits<float>::quiet_NaN();
+  return std::bit_cast<float>((ordered & 0x80000000U) != 0 ? ordered & 0x7FFFFFFFU : ~ordered);
+}
 
 // A span of a page table; `row` is the row of the lane that it begins with.
 struct DeviceSpan {

@@ -1,4 +1,4 @@
-// What happens to rows of activations between the products: norm, gating, quantisation, argmax.
+// What happens to rows of activations between the products: norm, gating, quantisation.
 #include "kernels/cpu/math.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/lanes.cuh"
@@ -89,40 +89,6 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const float* y, const 
   p.out[i] = p.accumulate ? p.out[i] + v : v;
 }
 
-struct Best {
-  float value;
-  int index;
-};
-__device__ __forceinline__ Best better(Best a, Best b) {
-  return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
-}
-__device__ __forceinline__ Best best_of_warp(Best best) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const Best other = {__shfl_xor_sync(kAllLanes, best.value, step),
-                        __shfl_xor_sync(kAllLanes, best.index, step)};
-    best = better(best, other);
-  }
-  return best;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    argmax_kernel(const float* x, int columns, float* values, int32_t* indices) {
-  __shared__ Best warps[kWarps];
-  const float* row = x + static_cast<size_t>(blockIdx.x) * columns;
-  Best best = {row[0], 0};
-  for (int i = static_cast<int>(threadIdx.x); i < columns; i += kThreads) best = better(best, {row[i], i});
-  best = best_of_warp(best);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  best = best_of_warp(warps[threadIdx.x % kWarps]);
-  if (threadIdx.x == 0) {
-    values[blockIdx.x] = best.value;
-    indices[blockIdx.x] = best.index;
-  }
-}
-
 unsigned blocks_of(size_t count) { return static_cast<unsigned>((count + kThreads - 1) / kThreads); }
 
 }  // namespace
@@ -159,10 +125,6 @@ void swiglu(const float* gate, const float* up, size_t count, float* out, cudaSt
 void finish_product(const float* y, const Product& product, int rows, cudaStream_t stream) {
   const size_t count = static_cast<size_t>(rows) * product.weight.rows;
   if (count > 0) KVFOLD_LAUNCH(finish_kernel, blocks_of(count), kThreads, 0, stream, y, product, count);
-}
-
-void argmax(const float* x, int rows, int columns, float* values, int32_t* indices, cudaStream_t stream) {
-  if (rows > 0) KVFOLD_LAUNCH(argmax_kernel, rows, kThreads, 0, stream, x, columns, values, indices);
 }
 
 }  // namespace kvfold::cuda

@@ -28,7 +28,7 @@ struct Case {
   int rotary_dim;
   int rows;  // slots
   bool interleaved;
-  int32_t stride;  // of positions, where they jump
+  int32_t stride;  // of positions, where they jump; 0: the last is the first beyond the table of angles
 };
 
 // Lanes with holes and rows spread over pages, two tokens at the end of one sequence.
@@ -36,10 +36,15 @@ class Fixture {
  public:
   explicit Fixture(const Case& c, uint64_t seed) : c_(c), random_(seed), rope_(config(c)) {
     page_bytes_ = kv_page_bytes(c.type, c.head_dim);
+    rope_.reserve(300);  // some distances are beyond the table
     int32_t position = -5;
     for (int slot = 0; slot < c.rows; ++slot) {
       if (random_.below(29) == 0) position += static_cast<int32_t>(random_.below(40)) * c.stride - 20;
       positions_.push_back(position++);
+    }
+    if (c.stride == 0) {
+      positions_.front() = 0;
+      positions_.back() = rope_.view().distances;
     }
     for (int lane = 0; lane < c.kv_heads; ++lane)
       for (int part = 0; part < 2; ++part) make_table(part == 0 ? Part::kKey : Part::kValue);
@@ -114,7 +119,6 @@ class Fixture {
   }
 
   void check_attention(const cuda::DeviceBatch& batch, const cuda::KvShape& shape) {
-    rope_.reserve(300);  // some distances are beyond the table
     const RopeView view = rope_.view();
     const auto pairs = static_cast<size_t>(view.pairs);
     const auto copy = [](const auto* from, size_t count) { return std::vector(from, from + count); };
@@ -233,6 +237,8 @@ TEST_P(Attention, GivesTheBitsOfPlain) {
       {CacheType::kQ8, 1, 8, 64, 64, 270, false, 2000},  {CacheType::kF16, 2, 2, 48, 48, 40, false, 1},
       {CacheType::kQ8, 1, 12, 128, 128, 33, true, 1},    {CacheType::kF32, 1, 5, 20, 12, 20, false, 1},
       {CacheType::kF16, 1, 1, 128, 128, 2, true, 70000}, {CacheType::kF16, 1, 4, 17, 16, 5, false, 1},
+      {CacheType::kF32, 1, 1, 32, 32, 2, false, 0},      {CacheType::kQ8, 1, 2, 24, 24, 40, false, 1},
+      {CacheType::kF16, 1, 2, 32, 32, 90, false, -3},    {CacheType::kF32, 1, 1, 32, 16, 90, true, -5000},
   };
   for (size_t i = 0; i < cases.size(); ++i) {
     Fixture(cases[i], i + 1).run();

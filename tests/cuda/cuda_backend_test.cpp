@@ -127,6 +127,63 @@ TEST(CudaBackend, BatchesAndChunksDoNotShowInResults) {
   EXPECT_EQ(found, expected);
 }
 
+// Greedy and sampled: the CPU's tokens, and of a row of logits no more crosses than the sampler looks at.
+TEST(CudaBackend, TokensAreChosenOnTheDevice) {
+  struct Way {
+    SamplerOptions sampler;
+    size_t bytes;  // that a token sends to the host
+  };
+  TemporaryFolder folder;
+  const std::unique_ptr<Session> cpu = tiny_session(folder, {}, on("cpu"));
+  const std::unique_ptr<Session> gpu = tiny_session(folder, {}, on("simt"));
+  const auto vocabulary = static_cast<size_t>(gpu->model().config().vocab_size);
+  for (const Way& way : {Way{{}, 8}, Way{{0.9F, 20, 0.95F, 3}, 160}, Way{{1.5F, 100, 1, 3}, 4 * vocabulary},
+                         Way{{1, 0, 1, 3}, 4 * vocabulary}}) {
+    std::vector<std::vector<TokenId>> texts;
+    for (const auto* session : {&cpu, &gpu}) {
+      Sampler sampler(way.sampler);
+      KvCache cache = (*session)->make_cache();
+      std::vector<TokenId> text = {must((*session)->feed(cache, tokens(9), sampler))};
+      for (int i = 0; i < (kSanitized ? 3 : 12); ++i) {
+        const uint64_t before = simt::device_use().bytes_to_host;
+        text.push_back(must((*session)->feed(cache, std::span(&text.back(), 1), sampler)));
+        if (session == &gpu) {
+          EXPECT_EQ(simt::device_use().bytes_to_host - before, way.bytes);
+        }
+      }
+      texts.push_back(text);
+    }
+    EXPECT_EQ(texts[1], texts[0]) << "temperature " << way.sampler.temperature;
+  }
+  EXPECT_TRUE(no_reports());
+}
+
+// Several sequences at once, all tokens of a prompt, and more candidates than the vocabulary has.
+TEST(CudaBackend, LikeliestOfABatchAreTheCpus) {
+  TemporaryFolder folder;
+  const std::vector<TokenId> first = tokens(kSanitized ? 5 : 19);
+  const std::vector<TokenId> second = tokens(3, 5);
+  for (const int k : {1, 7, 64, 1000}) {
+    std::vector<std::vector<float>> found;
+    for (const char* name : {"cpu", "simt"}) {
+      const std::unique_ptr<Session> session = tiny_session(folder, {}, on(name));
+      KvCache a = session->make_cache();
+      KvCache b = session->make_cache();
+      std::vector<float>& out = found.emplace_back();
+      const std::array feeds = {Feed{&a, first, Wanted::kAll}, Feed{&b, second, Wanted::kLast}};
+      ASSERT_TRUE(session
+                      ->feed(feeds, k,
+                             [&](int feed, int token, std::span<const TokenLogit> likeliest) {
+                               out.insert(out.end(), {static_cast<float>(feed), static_cast<float>(token)});
+                               for (const TokenLogit& t : likeliest)
+                                 out.insert(out.end(), {static_cast<float>(t.id), t.logit});
+                             })
+                      .ok());
+    }
+    EXPECT_EQ(found[1], found[0]) << k;
+  }
+}
+
 TEST(CudaBackend, CublasIsNearAndTheProbeChooses) {
   TemporaryFolder folder;
   const std::vector<TokenId> text = tokens(60);

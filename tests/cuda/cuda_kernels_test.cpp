@@ -6,8 +6,10 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
+#include "engine/likeliest.h"
 #include "engine/random.h"
 #include "engine/rope.h"
 #include "kernels/cpu/cpu.h"
@@ -156,10 +158,26 @@ TEST_P(Kernels, MatVecGivesTheBitsOfPlain) {
     for (const Shape& shape : shapes_of(type)) check_products(type, shape, full() ? all : some, false);
 }
 
+// More groups than shared memory holds at once, for each number of rows that has a kernel of its own.
+TEST_P(Kernels, MatVecFillsSharedMemoryAgain) {
+  const std::array<std::pair<int, int64_t>, 4> cases = {{{1, 4352}, {3, 2304}, {7, 2304}, {16, 1280}}};
+  for (const WeightType type : {WeightType::kQ4_0, WeightType::kQ8_0, WeightType::kQ4_K, WeightType::kQ6_K})
+    for (const auto& [rows, columns] : cases) {
+      if (kSanitized && (rows == 3 || type == WeightType::kQ8_0 || type == WeightType::kQ6_K)) continue;
+      check_products(type, {9, columns}, {rows}, false);
+    }
+}
+
 TEST_P(Kernels, MatTileGivesTheBitsOfPlain) {
   for (const WeightType type : kQuantized)
     for (const Shape& shape : shapes_of(type))
       check_products(type, shape, full() ? std::vector<int>{1, 17, 64, 65} : std::vector<int>{17}, true);
+}
+
+// Blocks side by side, in both directions.
+TEST_P(Kernels, MatTileOfSeveralBlocks) {
+  for (const WeightType type : {WeightType::kQ4_1, WeightType::kQ6_K})
+    check_products(type, {65, 256}, {kSanitized ? 65 : 130}, true);
 }
 
 TEST_P(Kernels, FloatProductsGiveTheBitsOfPlain) {
@@ -182,6 +200,29 @@ TEST_P(Kernels, FloatProductsGiveTheBitsOfPlain) {
         ASSERT_EQ(out.read(), finish(y, bias, before))
             << format.name << ", " << rows << " rows, " << shape.columns;
       }
+  }
+}
+
+TEST_P(Kernels, ProductsOfOthersAreFinished) {
+  constexpr int kRows = 3;
+  for (const int outputs : {5, 300}) {
+    cuda::Product product;
+    product.weight.rows = outputs;
+    const std::vector<float> y = gaussians(static_cast<size_t>(kRows) * outputs, 4);
+    const std::vector<float> bias = gaussians(static_cast<size_t>(outputs), 3);
+    const std::vector<float> before = gaussians(y.size(), 5);
+    const DeviceBuffer<float> device_y(y);
+    const DeviceBuffer<float> device_bias(bias);
+    const DeviceBuffer<float> bare(y.size());
+    const DeviceBuffer<float> out(before);
+    product.out = bare.get();
+    cuda::finish_product(device_y.get(), product, kRows, nullptr);
+    EXPECT_EQ(bare.read(), y);
+    product.bias = device_bias.get();
+    product.out = out.get();
+    product.accumulate = true;
+    cuda::finish_product(device_y.get(), product, kRows, nullptr);
+    EXPECT_EQ(out.read(), finish(y, bias, before));
   }
 }
 
@@ -226,6 +267,10 @@ TEST_P(Kernels, RowsAreNormedGatedAndQuantisedAsPlain) {
     EXPECT_EQ(floats.read(), normed) << columns;
     cuda::swiglu(device_x.get(), device_up.get(), x.size(), floats.get(), nullptr);
     EXPECT_EQ(floats.read(), gated) << columns;
+    // Of fewer values, those behind them stay.
+    const DeviceBuffer<float> some(normed);
+    cuda::swiglu(device_x.get(), device_up.get(), x.size() - 1, some.get(), nullptr);
+    EXPECT_EQ(some.read().back(), normed.back()) << columns;
 
     const int groups = (columns + 31) / 32;
     const DeviceBuffer<int8_t> q(static_cast<size_t>(kRows) * groups * 32);
@@ -245,18 +290,45 @@ TEST_P(Kernels, RowsAreNormedGatedAndQuantisedAsPlain) {
   }
 }
 
-TEST_P(Kernels, ArgmaxIsTheFirstOfTheLargest) {
-  for (const int columns : {1, 31, 1000}) {
-    std::vector<float> x = gaussians(static_cast<size_t>(2) * columns, 3);
-    x[static_cast<size_t>(columns / 2)] = x[static_cast<size_t>(columns) - 1] = 9;
+// Ties, NaN, infinities and both zeros; less and more than a block's 4096 values, and more than two levels.
+TEST_P(Kernels, LikeliestAreThoseOfTheCpu) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  struct Size {
+    int columns, k;
+  };
+  std::vector<Size> sizes = {{1, 1}, {31, 5}, {64, 64}, {300, 64}, {4096, 3}, {4097, 1}};
+  if (!kSanitized) sizes.insert(sizes.end(), {{9000, 64}, {49152, 1}, {270000, 64}});
+  for (const auto& [columns, k] : sizes) {
+    constexpr int kRows = 3;
+    const auto n = static_cast<size_t>(columns);
+    std::vector<float> x(kRows * n);
+    Random random(static_cast<uint64_t>(columns));
+    for (float& value : x) value = static_cast<float>(random.below(200)) / 8 - 12;  // many equals
+    const std::array odd = {0.0F, -0.0F, kInfinity, -kInfinity, kNaN, 1e-42F, -1e-42F};
+    for (size_t i = 0; i < n; i += 7) x[n + i] = odd[random.below(odd.size())];
+    std::fill(x.begin() + static_cast<std::ptrdiff_t>(2 * n), x.end(), kNaN);
+    if (columns > 40) x[3 * n - 1] = -kInfinity;
     const DeviceBuffer<float> device(x);
-    const DeviceBuffer<float> values(2);
-    const DeviceBuffer<int32_t> indices(2);
-    cuda::argmax(device.get(), 2, columns, values.get(), indices.get(), nullptr);
-    const auto second = std::max_element(x.begin() + columns, x.end());
-    EXPECT_EQ(indices.read(),
-              (std::vector<int32_t>{columns / 2, static_cast<int32_t>(second - x.begin() - columns)}));
-    EXPECT_EQ(values.read(), (std::vector<float>{9, *second}));
+    const DeviceBuffer<uint64_t> scratch(cuda::likeliest_scratch_keys(kRows, columns, k));
+    const uint64_t* found = cuda::likeliest(device.get(), kRows, columns, k, scratch.get(), nullptr);
+    const std::vector<uint64_t> keys = scratch.read();
+    const auto* first = keys.data() + (found - scratch.get());
+    ASSERT_EQ(first + static_cast<size_t>(kRows) * k, keys.data() + keys.size());
+    for (size_t row = 0; row < kRows; ++row) {
+      std::vector<TokenLogit> expected(static_cast<size_t>(k));
+      find_likeliest(std::span(x).subspan(row * n, n), expected);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        const uint64_t key = first[row * expected.size() + i];
+        ASSERT_EQ(cuda::key_index(key), expected[i].id)
+            << columns << " columns, row " << row << ", place " << i;
+        if (std::isnan(expected[i].logit)) {
+          ASSERT_TRUE(std::isnan(cuda::key_value(key)));
+        } else {
+          ASSERT_EQ(cuda::key_value(key), expected[i].logit);
+        }
+      }
+    }
   }
 }
 

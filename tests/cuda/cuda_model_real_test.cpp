@@ -1,8 +1,6 @@
 // The real model on the emulated device: the CPU's greedy text, token for token, and phase 2a's plan case.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
 #include "engine/kv/ops.h"
 #include "loaders/open.h"
 #include "tests/cuda/thread_orders.h"
@@ -26,18 +24,19 @@ struct Text {
   std::vector<float> logits;  // before the first of them
 };
 
+// Tokens are chosen where the logits are.
 Text greedy(Session& session, KvCache& cache, const std::string& prompt, int count) {
   Text out;
-  Result<std::vector<float>> logits = session.feed(cache, session.tokenizer().encode(prompt));
+  Sampler sampler({});
+  const Result<std::vector<float>> logits = session.feed(cache, session.tokenizer().encode(prompt));
   EXPECT_TRUE(logits.ok()) << logits.status().message();
   out.logits = *logits;
-  while (logits.ok() && static_cast<int>(out.ids.size()) < count) {
-    const auto next =
-        static_cast<TokenId>(std::max_element(logits->begin(), logits->end()) - logits->begin());
-    out.ids.push_back(next);
-    if (session.tokenizer().is_end(next)) break;
-    logits = session.feed(cache, std::span(&next, 1));
-    EXPECT_TRUE(logits.ok()) << logits.status().message();
+  Result<TokenId> next = sampler.sample(*logits);
+  while (next.ok() && static_cast<int>(out.ids.size()) < count) {
+    out.ids.push_back(*next);
+    if (session.tokenizer().is_end(*next)) break;
+    next = session.feed(cache, std::span(&out.ids.back(), 1), sampler);
+    EXPECT_TRUE(next.ok()) << next.status().message();
   }
   return out;
 }
