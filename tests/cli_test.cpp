@@ -86,8 +86,7 @@ TEST_F(Cli, AnyTextIsTakenOrRefusedInOneLine) {
                                "\xC3",
                                "\xE2\x96",
                                "\xC0\x80\xED\xA0\x80\xF5\x80\x80\x80",
-                               "a\xF0\x9F\x98"
-                               "b",
+                               "a\xF0\x9F\x98 b",
                                "\x1B[2J\x07",
                                bytes,
                                specials,
