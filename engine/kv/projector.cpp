@@ -49,6 +49,7 @@ void describe(const std::string& role, const ProjectorModel& model,
 
 std::vector<std::byte> to_bytes(const ProjectorTensor& tensor) {
   std::vector<std::byte> out(tensor.data.size() * (tensor.half ? 2 : 4));
+  if (out.empty()) return out;  // memcpy takes no null pointers
   if (!tensor.half) {
     std::memcpy(out.data(), tensor.data.data(), out.size());
     return out;
@@ -117,6 +118,7 @@ class Reader {
       return meta_.fail(
           fmt::format("tensor '{}': found {}, expected F32 or F16", printable(name), tensor.dtype));
     ProjectorTensor out{tensor.shape, {}, tensor.dtype == "F16"};
+    if (tensor.bytes.empty()) return out;  // memcpy takes no null pointers
     out.data.resize(tensor.bytes.size() / (out.half ? 2 : 4));
     if (!out.half) {
       std::memcpy(out.data.data(), tensor.bytes.data(), tensor.bytes.size());
