@@ -86,7 +86,7 @@ run-2a-family: ## the same with its families (also run-2b-family, run-2c-family,
 $(FAMILIES): %-family:
 	@$(MAKE) --no-print-directory $* ARGS='--family $(ARGS)'
 
-run-all: ## every phase with its families, then every sweep: most of an hour, gone on with after an interruption
+run-all: ## every phase with its families, then every sweep: hours, gone on with after an interruption
 	@set -e; for target in $(FAMILIES) $(SWEEPS); do $(MAKE) --no-print-directory $$target; done
 
 # Phase 2e: caches from one model to another, both ways, by the projectors kept in weights/projectors; PROJECTORS=folder

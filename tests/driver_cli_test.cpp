@@ -136,6 +136,21 @@ TEST_F(Driver, RunInUseIsLeftAlone) {
   ::close(fd);
 }
 
+// The report compares all positions with the first point of this series (summary.py, POSITION_REFERENCE).
+TEST_F(Driver, PositionsBeginWithTheTwoTextsInTurn) {
+  ASSERT_EQ(run("run_position --model tiny.gguf --framings raw --limit 1 --runs positions").status, 0);
+  std::istringstream lines(all_records("positions"));
+  for (std::string line; std::getline(lines, line);) {
+    const auto record = nlohmann::json::parse(line);
+    if (record.at("condition") != "transfer") continue;
+    EXPECT_EQ(record.at("point"), "start:0/follow/fed");
+    EXPECT_EQ(record.at("series"), "follow/fed");
+    EXPECT_EQ(record.at("x"), 0.0);
+    return;
+  }
+  FAIL() << "no transfer";
+}
+
 TEST_F(Driver, SweepGoesOnToTheSameRecords) {
   std::string set = small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3);
   const std::string command = "run_components --model tiny.gguf --prompts set.jsonl --runs ";

@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "engine/kv/projector.h"
-#include "engine/random.h"
 #include "engine/train/trainer.h"
+#include "tests/gaussian_tensor.h"
 #include "tests/signed_file.h"
 #include "tests/temporary.h"
 
@@ -19,15 +19,6 @@ namespace {
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 const std::string kEscape = "\x1B[2J\n\x07";
-
-ProjectorTensor gaussian_tensor(std::vector<int64_t> shape, uint64_t seed) {
-  ProjectorTensor t{std::move(shape), {}};
-  size_t count = 1;
-  for (const int64_t n : t.shape) count *= static_cast<size_t>(n);
-  Random random(seed);
-  for (size_t i = 0; i < count; ++i) t.data.push_back(static_cast<float>(random.gaussian()));
-  return t;
-}
 
 // From 3 layers x 1 head x 4 to 2 layers x 2 heads x 2, of rank 3, with a residual of `kind`.
 ProjectorData small_projector(const std::string& kind) {

@@ -9,7 +9,7 @@
 #include <filesystem>
 
 #include "engine/kv/alignment.h"
-#include "engine/random.h"
+#include "tests/gaussian_tensor.h"
 #include "tests/temporary.h"
 #include "tests/tiny_model.h"
 
@@ -17,15 +17,6 @@ namespace kvfold::testing {
 namespace {
 
 using ::testing::HasSubstr;
-
-ProjectorTensor gaussian_tensor(std::vector<int64_t> shape, uint64_t seed) {
-  ProjectorTensor t{std::move(shape), {}};
-  size_t count = 1;
-  for (const int64_t n : t.shape) count *= static_cast<size_t>(n);
-  Random random(seed);
-  for (size_t i = 0; i < count; ++i) t.data.push_back(static_cast<float>(random.gaussian()));
-  return t;
-}
 
 // A ridge of random numbers from 3 layers x 1 head x 8 to 2 layers x 2 heads x 4.
 ProjectorData random_ridge(int64_t rank) {
