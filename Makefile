@@ -232,8 +232,8 @@ soak: build/release/build.ninja install ## caches made, changed and dropped at r
 	@KVFOLD_SOAK_MINUTES=$(MINUTES) build/release/tests/load_test
 
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
-	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test
-	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention)' --output-on-failure --no-tests=error -j $(JOBS)
+	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test cuda_cache_rows_test
+	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention|CacheRows)' --output-on-failure --no-tests=error -j $(JOBS)
 
 test-planted-faults: build/release/build.ninja install ## faults planted in the CUDA kernels, one at a time: a test must notice each
 	@cmake --build build/release -j $(JOBS) --target kvfold_planted

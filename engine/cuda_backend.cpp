@@ -14,7 +14,9 @@
 #include "engine/cublas.h"
 #include "engine/cuda_batch.h"
 #include "engine/cuda_device.h"
-#include "engine/gpu_weights.h"
+#include "engine/cuda_pages.h"
+#include "engine/cuda_rope.h"
+#include "engine/gpu_memory.h"
 #include "engine/model_source.h"
 #include "engine/thread_pool.h"
 #include "kernels/cpu/cpu.h"
@@ -24,8 +26,6 @@
 namespace kvfold {
 namespace {
 
-constexpr size_t kAttentionBytes = size_t{32} << 20;  // for partial results of attention
-constexpr size_t kSpareBytes = size_t{256} << 20;     // left to the display, the driver and cuBLAS
 constexpr int kLeastCapability = 75;
 
 class CudaWeight final : public Weight {
@@ -44,26 +44,6 @@ const cuda::PackedView& view_of(const Weight& weight) {
   return static_cast<const CudaWeight&>(weight).view();
 }
 bool quantised(WeightType type) { return format_info(type).group != nullptr; }
-
-class DevicePages final : public PageMemory {
- public:
-  DevicePages(DeviceMemory memory, cudaStream_t stream) : memory_(std::move(memory)), stream_(stream) {}
-  std::byte* base() const override { return memory_.get(); }
-  bool on_host() const override { return false; }
-  // A failed copy leaves its error with the device, where status() finds it.
-  void read(size_t offset, std::span<std::byte> to) override {
-    cudaMemcpyAsync(to.data(), memory_.get() + offset, to.size(), cudaMemcpyDeviceToHost, stream_);
-    cudaStreamSynchronize(stream_);
-  }
-  void write(size_t offset, std::span<const std::byte> from) override {
-    cudaMemcpyAsync(memory_.get() + offset, from.data(), from.size(), cudaMemcpyHostToDevice, stream_);
-    cudaStreamSynchronize(stream_);
-  }
-
- private:
-  DeviceMemory memory_;
-  cudaStream_t stream_;
-};
 
 // A range that Nsight shows; nothing when no tool looks on.
 class Range {
@@ -139,7 +119,6 @@ class CudaBackend final : public Backend {
   }
 
   void forget_graphs();
-  Status send_rope(const RopeView& rope);
   void finish_gated();
   cuda::QuantizedRows quantize(const LinearInput& x, int columns);
   const float* floats(const LinearInput& x, int columns);
@@ -156,6 +135,7 @@ class CudaBackend final : public Backend {
   Status status_;
   size_t pool_bytes_ = SIZE_MAX;  // what the plan leaves for pages
   CudaBatch batch_;
+  CudaRope rope_;
   std::map<StepKey, Step> steps_;
   Mode mode_ = Mode::kDirect;
   Step* step_ = nullptr;
@@ -163,41 +143,17 @@ class CudaBackend final : public Backend {
   int heads_ = 0;
   Gated gated_;
   // Scratch, kept between calls.
-  DeviceMemory keys_, q_, scales_, gate_, up_, normed_, decoded_, blas_out_, partials_, rope_memory_;
-  cuda::DeviceRope rope_{};
-  const float* rope_source_ = nullptr;
-  int64_t rope_distances_ = -1;
+  DeviceMemory keys_, q_, scales_, gate_, up_, normed_, decoded_, blas_out_, partials_;
 };
 
 // ---- memory ----
 
 Result<std::string> CudaBackend::plan(const ModelSource& source, const MemoryWanted& wanted) {
-  const ModelConfig& c = source.config;
-  const auto weights = static_cast<size_t>(gpu_weight_bytes(source));
-  const auto rows = static_cast<size_t>(wanted.rows);
-  const size_t most_columns = static_cast<size_t>(std::max({c.model_dim, c.heads * c.head_dim, c.ffn_dim}));
-  const size_t floats =
-      rows * (c.model_dim + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + 3 * c.ffn_dim) +
-      size_t{16} * (static_cast<size_t>(c.model_dim) + c.vocab_size);
-  const size_t scratch = floats * 4 + rows * most_columns * 2 + kAttentionBytes;
-  size_t free = 0;
-  size_t total = 0;
-  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaMemGetInfo(&free, &total), "asking for free memory"));
-  const size_t page = kv_page_bytes(wanted.type, c.head_dim);
-  const size_t least_pages = static_cast<size_t>(2) * c.layers * c.kv_heads * page;  // one in every lane
-  const size_t fixed = weights + scratch + kSpareBytes;
-  const auto mb = [](size_t bytes) { return (bytes + (size_t{1} << 20) - 1) >> 20; };
-  if (free < fixed + least_pages)
-    return Status::error(
-        fmt::format("{}: does not fit the GPU: {} MiB of weights, {} of scratch, {} kept free and {} of "
-                    "pages wanted, {} of {} MiB "
-                    "free on {}",
-                    source.path, mb(weights), mb(scratch), mb(kSpareBytes), mb(least_pages), mb(free),
-                    mb(total), device_.name));
-  // Half of what is left, so that a second model finds room.
-  pool_bytes_ = std::min(wanted.cache_bytes, std::max(least_pages, (free - fixed) / 2));
-  return fmt::format("{}: weights {} MiB, pages {} MiB, scratch {} MiB; {} of {} MiB free", name(),
-                     mb(weights), mb(pool_bytes_), mb(scratch), mb(free), mb(total));
+  Gpu gpu{name(), 0, 0};
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaMemGetInfo(&gpu.free, &gpu.total), "asking for free memory"));
+  KVFOLD_ASSIGN_OR_RETURN(const GpuPlan plan, plan_gpu_memory(source, wanted, gpu));
+  pool_bytes_ = plan.pages;
+  return plan.text(gpu);
 }
 
 Result<std::unique_ptr<Weight>> CudaBackend::prepare(const MatrixView& view) {
@@ -226,7 +182,7 @@ Result<std::shared_ptr<PagePool>> CudaBackend::make_pool(CacheType type, int hea
   const size_t bytes = std::min(budget_bytes, pool_bytes_) / page * page;
   DeviceMemory memory;
   KVFOLD_RETURN_IF_ERROR(memory.reserve(std::max(bytes, page), "cache pages"));
-  return PagePool::create(type, head_dim, std::make_unique<DevicePages>(std::move(memory), stream_), bytes);
+  return PagePool::create(type, head_dim, std::make_unique<CudaPages>(std::move(memory), stream_), bytes);
 }
 
 void CudaBackend::upload(std::span<const float> from, float* to) {
@@ -274,42 +230,16 @@ void CudaBackend::forget_graphs() {
   step_ = nullptr;
 }
 
-Status CudaBackend::send_rope(const RopeView& rope) {
-  if (rope.key_cos == rope_source_ && rope.distances == rope_distances_) return {};
-  const auto pairs = static_cast<size_t>(rope.pairs);
-  const size_t keys = pairs * kPageRows;
-  const size_t queries = pairs * rope.distances;
-  const size_t wanted = pairs * sizeof(double) + 2 * (keys + queries) * sizeof(float);
-  if (wanted > rope_memory_.bytes())
-    KVFOLD_RETURN_IF_ERROR(rope_memory_.reserve(2 * wanted, "tables of RoPE"));
-  forget_graphs();  // the addresses and the reach are arguments of recorded kernels
-  auto* frequencies = rope_memory_.get<double>();
-  auto* next = reinterpret_cast<float*>(frequencies + pairs);
-  const auto send = [&](const float* from, size_t count) {
-    note(cudaMemcpyAsync(next, from, count * sizeof(float), cudaMemcpyHostToDevice, stream_),
-         "sending tables of RoPE");
-    return std::exchange(next, next + count);
-  };
-  note(
-      cudaMemcpyAsync(frequencies, rope.frequencies, pairs * sizeof(double), cudaMemcpyHostToDevice, stream_),
-      "sending tables of RoPE");
-  const float* key_cos = send(rope.key_cos, keys);
-  const float* key_sin = send(rope.key_sin, keys);
-  const float* query_cos = send(rope.query_cos, queries);
-  const float* query_sin = send(rope.query_sin, queries);
-  rope_ = {key_cos, key_sin, query_cos, query_sin, frequencies, rope.distances, rope.pairs, rope.interleaved};
-  rope_source_ = rope.key_cos;
-  rope_distances_ = rope.distances;
-  return cuda_status(cudaStreamSynchronize(stream_), "sending tables of RoPE");
-}
-
 void CudaBackend::begin_pass(const Pass& pass) {
   nvtxRangePushA(pass.tokens.size() > cuda::kMostVecRows ? "prefill" : "decode");
   note(cudaStreamSynchronize(stream_), "a pass");
   if (!status_.ok()) return;
   const std::byte* before = reinterpret_cast<const std::byte*>(batch_.view().spans);
   note(batch_.send(pass, stream_));
-  note(send_rope(pass.rope));
+  if (rope_.differs(pass.rope)) {
+    forget_graphs();  // the addresses and the reach are arguments of recorded kernels
+    note(rope_.send(pass.rope, stream_));
+  }
   heads_ = pass.heads;
   if (reinterpret_cast<const std::byte*>(batch_.view().spans) != before) forget_graphs();
   // Blocks are rounded up to a power of two, so that one recorded step serves many depths.
@@ -501,13 +431,13 @@ void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer,
   if (!working()) return;
   const Range range(fmt::format("attention, layer {}", layer).c_str());
   const size_t one = cuda::attention_scratch_floats(1, blocks_, shape.heads, shape.head_dim);
-  const int most = static_cast<int>(std::max<size_t>(1, kAttentionBytes / sizeof(float) / one));
+  const int most = static_cast<int>(std::max<size_t>(1, kGpuAttentionBytes / sizeof(float) / one));
   const int slice = std::min(most, batch_.tokens());
   auto* partials = scratch<float>(partials_, one * static_cast<size_t>(slice), "attention");
   if (!working()) return;
   const size_t count = static_cast<size_t>(slice) * blocks_ * shape.heads;
   for (int first = 0; first < batch_.tokens(); first += slice)
-    cuda::attention(batch_.view(), batch_.shape(shape.heads), rope_, layer, first,
+    cuda::attention(batch_.view(), batch_.shape(shape.heads), rope_.view(), layer, first,
                     std::min(slice, batch_.tokens() - first), blocks_,
                     1.0F / std::sqrt(static_cast<float>(shape.head_dim)), q,
                     {partials, partials + count, partials + 2 * count}, out, stream_);

@@ -45,10 +45,10 @@ struct KvPagesView {
   size_t page_bytes;
   CacheType type;
   int head_dim;
-  std::byte* page(uint32_t id) const { return arena + static_cast<size_t>(id) * page_bytes; }
+  KVFOLD_HD std::byte* page(uint32_t id) const { return arena + static_cast<size_t>(id) * page_bytes; }
 };
 
-inline int kv_scale_groups(int head_dim) { return (head_dim + 31) / 32; }
+KVFOLD_HD inline int kv_scale_groups(int head_dim) { return (head_dim + 31) / 32; }
 
 inline size_t kv_page_bytes(CacheType type, int head_dim) {
   const size_t elements = static_cast<size_t>(head_dim) * kPageRows;
@@ -64,13 +64,13 @@ inline size_t kv_page_bytes(CacheType type, int head_dim) {
 }
 
 // Where element (row, dimension) of a page lies, counted in elements.
-inline size_t kv_index(Part part, int head_dim, int row, int dimension) {
+KVFOLD_HD inline size_t kv_index(Part part, int head_dim, int row, int dimension) {
   return part == Part::kKey ? static_cast<size_t>(dimension) * kPageRows + row
                             : static_cast<size_t>(row) * head_dim + dimension;
 }
 
 // Where the q8 scale of (row, group) lies, counted in floats from the end of the integers.
-inline size_t kv_scale_index(Part part, int head_dim, int row, int group) {
+KVFOLD_HD inline size_t kv_scale_index(Part part, int head_dim, int row, int group) {
   return part == Part::kKey ? static_cast<size_t>(group) * kPageRows + row
                             : static_cast<size_t>(row) * kv_scale_groups(head_dim) + group;
 }

@@ -106,9 +106,15 @@ Status KvCache::grow(std::span<const TokenId> tokens) {
     rows_->positions.push_back(next_position_++);
     rows_->origins.push_back({fed, first + i, 0});
   }
+  if (count == 0) return {};
+  std::vector<RowCopy> copies;
   for (const Part part : kParts)
-    for (int lane = 0; lane < lane_count; ++lane)
-      lanes_.mutable_table(part, lane).extend_rows(part, first, count);
+    for (int lane = 0; lane < lane_count; ++lane) {
+      PageTable& table = lanes_.mutable_table(part, lane);
+      table.own_last_page(part, copies);
+      table.extend_rows(first, count);
+    }
+  pool()->copy_rows(copies);
   return {};
 }
 

@@ -219,9 +219,9 @@ class Reader {
       for (int lane = 0; lane < shape_.lanes(); ++lane) {
         PageTable& table = lanes.mutable_table(part, lane);
         if (lane_rows_[lane] == rows_->size()) {
-          table.extend_rows(part, 0, rows_->size());
+          table.extend_rows(0, rows_->size());
         } else {
-          for (const int32_t slot : slots_[lane]) table.extend(part, slot);
+          for (const int32_t slot : slots_[lane]) table.extend(slot);
         }
       }
     return {};

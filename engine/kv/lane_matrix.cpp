@@ -19,7 +19,7 @@ LaneMatrix load_lane(const KvLanes& lanes, Part part, int lane) {
 std::shared_ptr<PageTable> store_lane(const std::shared_ptr<PagePool>& pool, Part part, const LaneMatrix& m) {
   auto table = std::make_shared<PageTable>(pool);
   for (int r = 0; r < m.rows; ++r) {
-    const PageTable::RowPlace place = table->extend(part, m.slots[r]);
+    const PageTable::RowPlace place = table->extend(m.slots[r]);
     kv_store_row(pool->type(), part, pool->head_dim(), pool->write(place.page), place.row, m.row(r));
   }
   return table;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace kvfold {
 
@@ -39,6 +40,7 @@ PagePool::PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capac
 PagePool::~PagePool() { KVFOLD_CHECK(held_ == 0); }
 
 PagePool::Copy& PagePool::copy_of(PageId page) {
+  const bool holds_nothing = std::exchange(allocated_after_[page], 0) == flushes_;
   const auto known = copy_places_.find(page);
   if (known != copy_places_.end()) {
     Copy& copy = copies_[known->second];
@@ -58,7 +60,11 @@ PagePool::Copy& PagePool::copy_of(PageId page) {
   Copy& copy = copies_[place];
   copy.page = page;
   copy.asked = ++asked_;
-  memory_->read(static_cast<size_t>(page) * page_bytes_, copy.bytes);
+  if (holds_nothing) {
+    std::fill(copy.bytes.begin(), copy.bytes.end(), std::byte{0});
+  } else {
+    memory_->read(static_cast<size_t>(page) * page_bytes_, copy.bytes);
+  }
   copy_places_[page] = place;
   return copy;
 }
@@ -78,6 +84,7 @@ void PagePool::flush() {
   for (Copy& copy : copies_) send_back(copy);
   copies_.clear();
   copy_places_.clear();
+  ++flushes_;
 }
 
 Status PagePool::require(size_t pages) const {
@@ -94,6 +101,7 @@ PageId PagePool::allocate() {
     references_.push_back(1);
     try {
       free_.reserve(references_.capacity());  // so that release(), which destructors call, need not
+      if (!on_host_) allocated_after_.resize(references_.size());
     } catch (...) {
       references_.pop_back();
       throw;
@@ -103,6 +111,7 @@ PageId PagePool::allocate() {
     free_.pop_back();
     references_[page] = 1;
   }
+  if (!on_host_) allocated_after_[page] = flushes_;
   peak_ = std::max(peak_, ++held_);
   return page;
 }

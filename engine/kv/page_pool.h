@@ -5,8 +5,8 @@
 // many).
 //
 // Pages may lie on a device. The host then works on copies of them, a few at a time: read() and
-// write() fetch a page when it is not among them, and flush() sends back what was written, before kernels
-// run.
+// write() fetch a page when it is not among them and may hold something, and flush() sends back what was
+// written, before kernels run.
 #pragma once
 
 #include <cstddef>
@@ -59,11 +59,17 @@ class PagePool {
   // Sends written copies to the device and forgets all copies. Backends call it before kernels touch pages.
   void flush();
 
+  // Work on rows, where the pages lie (page_rows.cpp). Pages that are written are held by one table alone,
+  // and none of them is read by the same call. Errors: the device's.
+  Status change_rows(const RowChange& change, std::span<const RowRun> runs);
+  // Euclidean norms of the rows `from`: norms [runs][kPageRows].
+  Status row_norms(std::span<const RowRun> runs, std::span<double> norms);
+  void copy_rows(std::span<const RowCopy> copies);
+
   // Counters, for tests and for those who study costs.
   size_t pages_held() const { return held_; }
   size_t peak_pages() const { return peak_; }
   uint64_t rows_copied() const { return rows_copied_; }
-  void count_copied_rows(uint64_t rows) { rows_copied_ += rows; }
 
  private:
   static constexpr size_t kCopies = 32;
@@ -89,7 +95,11 @@ class PagePool {
   std::vector<Copy> copies_;                        // at most kCopies; empty on the host
   std::unordered_map<PageId, size_t> copy_places_;  // page to its place in copies_
   uint64_t asked_ = 0;
-  std::vector<uint32_t> references_;  // one a page ever used
+  // A page that was allocated since the last flush() and not yet asked for holds nothing: no kernel has
+  // written there, so it is not fetched.
+  uint64_t flushes_ = 1;
+  std::vector<uint64_t> allocated_after_;  // which flush, by page, or 0; empty on the host
+  std::vector<uint32_t> references_;       // one a page ever used
   std::vector<PageId> free_;
   size_t held_ = 0;
   size_t peak_ = 0;

@@ -75,29 +75,28 @@ size_t PageTable::pages_to_extend(int rows, bool forked) const {
   return rows <= room ? 0 : static_cast<size_t>((rows - room + kPageRows - 1) / kPageRows);
 }
 
-PageTable::RowPlace PageTable::extend(Part part, int slot) {
+void PageTable::own_last_page(Part part, std::vector<RowCopy>& copies) {
+  if (spans_.empty() || last_page_is_open()) return;
+  KvSpan& last = spans_.back();
+  if (last.first + last.count == kPageRows) return;
+  copies.push_back(
+      {last.page, 0, part, static_cast<uint8_t>(last.first), 0, static_cast<uint8_t>(last.count)});
+  copies.back().to = pool_->allocate();
+  pool_->release(last.page);
+  last.page = copies.back().to;
+  last.first = 0;
+}
+
+PageTable::RowPlace PageTable::extend(int slot) {
   KVFOLD_CHECK(spans_.empty() || spans_.back().slot + spans_.back().count <= slot);
   if (!last_page_is_open()) {
-    const bool partial = !spans_.empty() && spans_.back().first + spans_.back().count < kPageRows;
+    KVFOLD_CHECK(spans_.empty() || spans_.back().first + spans_.back().count == kPageRows);
     const PageId page = pool_->allocate();
-    if (partial) {
-      // Copy-on-write: the last rows move to a page of our own, and the new row goes behind them.
-      KvSpan& last = spans_.back();
-      for (int r = 0; r < last.count; ++r) {
-        kv_copy_row(pool_->type(), part, pool_->head_dim(), pool_->read(last.page), last.first + r,
-                    pool_->write(page), r);
-      }
-      pool_->count_copied_rows(last.count);
-      pool_->release(last.page);
-      last.page = page;
-      last.first = 0;
-    } else {
-      try {
-        spans_.push_back(KvSpan{page, 0, 0, slot});
-      } catch (...) {
-        pool_->release(page);
-        throw;
-      }
+    try {
+      spans_.push_back(KvSpan{page, 0, 0, slot});
+    } catch (...) {
+      pool_->release(page);
+      throw;
     }
   }
   KvSpan& last = spans_.back();
@@ -113,9 +112,9 @@ PageTable::RowPlace PageTable::extend(Part part, int slot) {
   return place;
 }
 
-void PageTable::extend_rows(Part part, int slot, int count) {
+void PageTable::extend_rows(int slot, int count) {
   for (const int end = slot + count; slot < end;) {
-    extend(part, slot);
+    extend(slot);
     KvSpan& last = spans_.back();
     const int more = std::min(end - slot - 1, kPageRows - last.first - last.count);
     last.count = static_cast<uint16_t>(last.count + more);

@@ -29,19 +29,22 @@ class PageTable {
   // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every
   // row here.
   void append(const PageTable& from, int begin, int end, int delta);
-  // Appends one fresh row at `slot` and returns where to write it: in the last page where nobody else holds
-  // that and it has room; in a new one otherwise, to which the last rows of a shared page with room move
-  // (copy-on-write). REQUIRES: pages_to_extend(1, false) pages can be allocated.
+  // Copy-on-write, before rows are appended: where somebody else holds the last page and it has room, our
+  // last rows move to a page of our own. The rows are to be copied by PagePool::copy_rows() before anything
+  // reads them.
+  void own_last_page(Part part, std::vector<RowCopy>& copies);
+  // Appends one fresh row at `slot` and returns where to write it: in the last page where that has room, else
+  // in a new one. REQUIRES: the last page has no room or is our own (own_last_page()); a page can be
+  // allocated where one is needed.
   struct RowPlace {
     PageId page;
     int row;
   };
-  RowPlace extend(Part part, int slot);
-  // The same for `count` rows at consecutive slots, a page at a time. REQUIRES: pages_to_extend(count, false)
-  // pages can be allocated.
-  void extend_rows(Part part, int slot, int count);
-  // Pages that appending `rows` fresh rows at consecutive slots allocates. `forked`: to a copy of this table,
-  // made first.
+  RowPlace extend(int slot);
+  // The same for `count` rows at consecutive slots, a page at a time.
+  void extend_rows(int slot, int count);
+  // Pages that appending `rows` fresh rows at consecutive slots allocates, own_last_page() included.
+  // `forked`: to a copy of this table, made first.
   size_t pages_to_extend(int rows, bool forked) const;
 
   // The row at `slot` as f32. REQUIRES: holds(slot).

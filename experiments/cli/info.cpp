@@ -4,7 +4,7 @@
 #include <map>
 #include <memory>
 
-#include "engine/gpu_weights.h"
+#include "engine/gpu_memory.h"
 #include "engine/tokenizer/chat.h"
 #include "experiments/cli/common.h"
 #include "kernels/cpu/cpu.h"

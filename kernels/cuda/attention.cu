@@ -27,10 +27,6 @@ __host__ __device__ constexpr int element_bytes(CacheType type) {
   return type == CacheType::kF16 ? 2 : type == CacheType::kF32 ? 4 : 1;
 }
 
-__device__ __forceinline__ std::byte* page_of(const KvPagesView& pages, uint32_t page) {
-  return pages.arena + static_cast<size_t>(page) * pages.page_bytes;
-}
-
 // The last span that begins at or before `at`, by slot or by row. REQUIRES: the first one does.
 template <class Key>
 __device__ int find_span(const DeviceSpan* spans, int count, int at, Key key) {
@@ -69,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
   const DeviceSpan span =
       spans[find_span(spans, table.count, token.slot, [](const DeviceSpan& s) { return s.slot; })];
   const int at = span.first + token.slot - span.slot;
-  std::byte* page = page_of(shape.pages, span.page);
+  std::byte* page = shape.pages.page(span.page);
   const float* from = (part == 0 ? k : v) + (static_cast<size_t>(row) * shape.kv_heads + head) * head_dim;
   const Part what = part == 0 ? Part::kKey : Part::kValue;
   const auto index = [&](int d) { return part == 0 ? d * kPageRows + at : at * head_dim + d; };
@@ -243,8 +239,8 @@ __device__ void score_rows(const AttentionArgs& a, const RowTable& table, int ro
     const bool mine = i < rows && base == chosen;
     if (mine) {
       float sums[kHeads];
-      score_row<type, kHeads>(a, page_of(a.shape.pages, table.page[i]), table.row[i], row_position - base,
-                              turned, sums);
+      score_row<type, kHeads>(a, a.shape.pages.page(table.page[i]), table.row[i], row_position - base, turned,
+                              sums);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) scores[h * kAttentionBlock + i] = sums[h];
     }
@@ -310,14 +306,14 @@ __device__ void stage_values(const ValueRows& v, int first, int count, T* to, fl
   const int pieces = row_bytes<type>(head_dim) / static_cast<int>(sizeof(T));
   for (int i = static_cast<int>(threadIdx.x); i < count * pieces; i += kThreads) {
     const int r = first + i / pieces;
-    const auto* page = reinterpret_cast<const T*>(page_of(v.pages, v.table.page[r]));
+    const auto* page = reinterpret_cast<const T*>(v.pages.page(v.table.page[r]));
     to[i] = page[static_cast<size_t>(v.table.row[r]) * pieces + i % pieces];
   }
   if constexpr (type == CacheType::kQ8) {
     const int groups = (head_dim + 31) / 32;
     for (int i = static_cast<int>(threadIdx.x); i < count * groups; i += kThreads) {
       const int r = first + i / groups;
-      const auto* page = reinterpret_cast<const float*>(page_of(v.pages, v.table.page[r]) +
+      const auto* page = reinterpret_cast<const float*>(v.pages.page(v.table.page[r]) +
                                                         static_cast<size_t>(head_dim) * kPageRows);
       scales[i] = page[v.table.row[r] * groups + i % groups];
     }

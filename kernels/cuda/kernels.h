@@ -8,9 +8,11 @@
 
 #include <bit>
 #include <limits>
+#include <span>
 
 #include "kernels/cuda/packed.h"
 #include "kernels/kv_page.h"
+#include "kernels/row_change.h"
 
 namespace kvfold::cuda {
 
@@ -139,5 +141,13 @@ inline size_t attention_scratch_floats(int tokens, int blocks, int heads, int he
 void attention(const DeviceBatch& batch, const KvShape& shape, const DeviceRope& rope, int layer, int first,
                int tokens, int blocks, float scale, const float* q, const AttentionScratch& scratch,
                float* out, cudaStream_t stream);
+
+// Work on rows of caches (engine/kv/page_rows.cpp does the same on the host). Spans are of device memory, but
+// for those of copies, which go with the launch. norms [runs][kPageRows], of the rows `from`; 0 behind a
+// run's last.
+void change_rows(const KvPagesView& pages, const RowChange& change, std::span<const RowRun> runs,
+                 cudaStream_t stream);
+void row_norms(const KvPagesView& pages, std::span<const RowRun> runs, double* norms, cudaStream_t stream);
+void copy_rows(const KvPagesView& pages, std::span<const RowCopy> copies, cudaStream_t stream);
 
 }  // namespace kvfold::cuda

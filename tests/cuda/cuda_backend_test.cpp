@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "engine/gpu_weights.h"
+#include "engine/gpu_memory.h"
 #include "engine/kv/ops.h"
 #include "loaders/model_loader.h"
 #include "tests/cuda/thread_orders.h"

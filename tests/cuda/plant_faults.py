@@ -161,15 +161,66 @@ FAULTS = [
      "(0xFFFFFFFFU - static_cast<uint32_t>(i));", "(FAULT ? static_cast<uint32_t>(i) : 0xFFFFFFFFU - static_cast<uint32_t>(i));"),
     ("likeliest.cu", "blocks write over one another",
      "* gridDim.x + blockIdx.x) * k;", "* gridDim.x + blockIdx.x) * (FAULT ? k - 1 : k);"),
+    ("cache_rows.cu", "rows behind a run's last are changed",
+     "if (row >= run.count) return;", "if (row >= run.count && !FAULT) return;"),
+    ("cache_rows.cu", "one run too few is changed",
+     "if (index >= count) return;", "if (index >= count - (FAULT ? 1 : 0)) return;"),
+    ("cache_rows.cu", "the other cache's rows begin where ours do",
+     "other(pages, run.other, part, run.other_row + row);", "other(pages, run.other, part, (FAULT ? run.from_row : run.other_row) + row);"),
+    ("cache_rows.cu", "changed rows go where they came from",
+     "to(pages, run.to, part, run.to_row + row);", "to(pages, run.to, part, (FAULT ? run.from_row : run.to_row) + row);"),
+    ("cache_rows.cu", "keys are taken for values",
+     "const Part part = part_of(run.table);", "const Part part = part_of(FAULT ? run.table | 1 : run.table);"),
+    ("cache_rows.cu", "what is left of 1 is rounded to f32",
+     "(1 - factor) * from.load(d)", "(FAULT ? 1 - static_cast<float>(factor) : 1 - factor) * from.load(d)"),
+    ("cache_rows.cu", "a product is rounded before it is added",
+     "(from.load(d) + factor * vector[d])", "(from.load(d) + (FAULT ? static_cast<float>(factor * vector[d]) : factor * vector[d]))"),
+    ("cache_rows.cu", "all heads have the vector of the first",
+     "static_cast<size_t>(run.table) * pages.head_dim;", "static_cast<size_t>(FAULT ? run.table % 2 : run.table) * pages.head_dim;"),
+    ("cache_rows.cu", "V is matched to the mean norm of K",
+     "change.wanted.data()[run.table];", "change.wanted.data()[FAULT ? run.table / 2 * 2 : run.table];"),
+    ("cache_rows.cu", "a row is matched to itself",
+     "? other.norm() :", "? (FAULT ? from.norm() : other.norm()) :"),
+    ("cache_rows.cu", "rows of zeros are divided by their norm",
+     "factor = found > 0 ?", "factor = found > 0 || FAULT ?"),
+    ("cache_rows.cu", "squares are summed in f32",
+     "squares += x * x;", "squares = FAULT ? static_cast<float>(squares + x * x) : squares + x * x;"),
+    ("cache_rows.cu", "squares are summed from the last to the first",
+     "const double x = load(d);", "const double x = load(FAULT ? head_dim - 1 - d : d);"),
+    ("cache_rows.cu", "all groups of a q8 row have the scale of the first",
+     "* scale(d / 32);", "* scale(FAULT ? 0 : d / 32);"),
+    ("cache_rows.cu", "a q8 row's last group runs on behind the row",
+     "const int end = min(begin + 32, head_dim);", "const int end = FAULT ? begin + 32 : min(begin + 32, head_dim);"),
+    ("cache_rows.cu", "the largest value of a group is taken with its sign",
+     "fmaxf(largest, fabsf(value(d)))", "fmaxf(largest, FAULT ? value(d) : fabsf(value(d)))"),
+    ("cache_rows.cu", "q8 values are cut off, not rounded",
+     "__float2int_rn(value(d) * inverse)", "(FAULT ? __float2int_rz(value(d) * inverse) : __float2int_rn(value(d) * inverse))"),
+    ("cache_rows.cu", "halves are cut off, not rounded",
+     "element(d) = to_half(value(d));", "element(d) = to_half(FAULT ? __uint_as_float(__float_as_uint(value(d)) & 0xFFFFE000U) : value(d));"),
+    ("cache_rows.cu", "scales of q8 keys have the stride of values",
+     "[first_scale + group * step];", "[first_scale + group * (FAULT ? 1 : step)];"),
+    ("cache_rows.cu", "scales of q8 rows are not copied",
+     "scale(group) = from.scale(group);", "if (!FAULT) scale(group) = from.scale(group);"),
+    ("cache_rows.cu", "the last dimension is not copied",
+     "for (int d = 0; d < head_dim; ++d) element(d) = from.element(d);", "for (int d = 0; d < head_dim - (FAULT ? 1 : 0); ++d) element(d) = from.element(d);"),
+    ("cache_rows.cu", "rows behind a copy's last are copied",
+     "if (row >= copy.count) return;", "if (row >= copy.count && !FAULT) return;"),
+    ("cache_rows.cu", "every launch makes the first copies",
+     "&copies[first]", "&copies[FAULT ? 0 : first]"),
+    ("cache_rows.cu", "a run's norms begin where the last run's end",
+     "norms[static_cast<size_t>(index) * kPageRows + row]", "norms[static_cast<size_t>(index) * (FAULT ? run.count : kPageRows) + row]"),
+    ("cache_rows.cu", "norms behind a run's last are not zero",
+     "row < run.count ? PageRow", "row < run.count || FAULT ? PageRow"),
     ("lanes.cuh", "the second 16 bytes of 8-bit weights are a row off",
      "integers[1] = from[kTileRows];", "integers[1] = from[FAULT ? 1 : kTileRows];"),
     ("lanes.cuh", "the fifth bit of columns 16 and up is another's",
      "high[0] >> (i - 4)) & 0x10101010U", "high[0] >> (FAULT ? i - 3 : i - 4)) & 0x10101010U"),
 ]
 
+# The test that looks at a file; where it is not here, the first.
+TESTS = {"": "cuda_kernels_test", "attention.cu": "cuda_attention_test", "cache_rows.cu": "cuda_cache_rows_test"}
 # Most likely first: where one notices, the rest is not run.
-PROGRAMS = ["cuda_kernels_test_planted", "cuda_attention_test_planted", "cuda_kernels_test_planted_shadow",
-            "cuda_attention_test_planted_shadow"]
+BUILDS = ["planted", "planted_shadow"]
 
 
 def write(folder):
@@ -188,11 +239,8 @@ def write(folder):
 
 def noticed(programs, number):
     """Which program notices a fault, or ""."""
-    for program in PROGRAMS:
-        name = FAULTS[number - 1][0] if number else ""
-        attention = "attention" in program
-        if number and ((name == "attention.cu" and "kernels_test" in program) or (name != "attention.cu" and attention)):
-            continue
+    tests = [TESTS.get(FAULTS[number - 1][0], TESTS[""])] if number else TESTS.values()
+    for program in (f"{test}_{build}" for build in BUILDS for test in tests):
         only = ["--gtest_filter=*forward*"] if "shadow" in program else []
         try:
             done = subprocess.run([programs / program, "--gtest_brief=1", "--gtest_fail_fast", *only], capture_output=True,

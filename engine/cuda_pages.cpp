@@ -1,0 +1,66 @@
+#include "engine/cuda_pages.h"
+
+#include "kernels/cuda/kernels.h"
+
+namespace kvfold {
+namespace {
+
+constexpr const char* kChange = "changing rows of a cache";
+constexpr const char* kNorms = "the norms of rows";
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+void CudaPages::read(size_t offset, std::span<std::byte> to) {
+  cudaMemcpyAsync(to.data(), memory_.get() + offset, to.size(), cudaMemcpyDeviceToHost, stream_);
+  cudaStreamSynchronize(stream_);
+}
+
+void CudaPages::write(size_t offset, std::span<const std::byte> from) {
+  cudaMemcpyAsync(memory_.get() + offset, from.data(), from.size(), cudaMemcpyHostToDevice, stream_);
+  cudaStreamSynchronize(stream_);
+}
+
+template <class T>
+Result<std::span<const T>> CudaPages::send(std::span<const T> from, size_t at) {
+  auto* to = reinterpret_cast<T*>(scratch_.get() + at);
+  if (!from.empty())
+    KVFOLD_RETURN_IF_ERROR(cuda_status(
+        cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream_), kChange));
+  return std::span<const T>(to, from.size());
+}
+
+Status CudaPages::change_rows(const KvPagesView& pages, const RowChange& change,
+                              std::span<const RowRun> runs) {
+  if (runs.empty()) return {};
+  const size_t vectors_at = aligned(runs.size_bytes());
+  const size_t wanted_at = vectors_at + aligned(change.vectors.size_bytes());
+  KVFOLD_RETURN_IF_ERROR(scratch_.reserve(wanted_at + change.wanted.size_bytes(), kChange));
+  RowChange there = change;
+  KVFOLD_ASSIGN_OR_RETURN(const std::span<const RowRun> runs_there, send(runs, 0));
+  KVFOLD_ASSIGN_OR_RETURN(there.vectors, send(change.vectors, vectors_at));
+  KVFOLD_ASSIGN_OR_RETURN(there.wanted, send(change.wanted, wanted_at));
+  cuda::change_rows(pages, there, runs_there, stream_);
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaGetLastError(), kChange));
+  return cuda_status(cudaStreamSynchronize(stream_), kChange);
+}
+
+Status CudaPages::row_norms(const KvPagesView& pages, std::span<const RowRun> runs, std::span<double> norms) {
+  if (runs.empty()) return {};
+  const size_t norms_at = aligned(runs.size_bytes());
+  KVFOLD_RETURN_IF_ERROR(scratch_.reserve(norms_at + norms.size_bytes(), kNorms));
+  KVFOLD_ASSIGN_OR_RETURN(const std::span<const RowRun> runs_there, send(runs, 0));
+  auto* found = reinterpret_cast<double*>(scratch_.get() + norms_at);
+  cuda::row_norms(pages, runs_there, found, stream_);
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaGetLastError(), kNorms));
+  KVFOLD_RETURN_IF_ERROR(cuda_status(
+      cudaMemcpyAsync(norms.data(), found, norms.size_bytes(), cudaMemcpyDeviceToHost, stream_), kNorms));
+  return cuda_status(cudaStreamSynchronize(stream_), kNorms);
+}
+
+void CudaPages::copy_rows(const KvPagesView& pages, std::span<const RowCopy> copies) {
+  cuda::copy_rows(pages, copies, stream_);
+}
+
+}  // namespace kvfold

@@ -1,0 +1,33 @@
+// A pool's pages in a GPU's memory, and the work on their rows that is done there.
+#pragma once
+
+#include "engine/cuda_device.h"
+#include "engine/kv/page_memory.h"
+
+namespace kvfold {
+
+class CudaPages final : public PageMemory, private RowComputer {
+ public:
+  CudaPages(DeviceMemory memory, cudaStream_t stream) : memory_(std::move(memory)), stream_(stream) {}
+  std::byte* base() const override { return memory_.get(); }
+  bool on_host() const override { return false; }
+  // A failed copy leaves its error with the device, where the backend's status() finds it.
+  void read(size_t offset, std::span<std::byte> to) override;
+  void write(size_t offset, std::span<const std::byte> from) override;
+  RowComputer* computer() override { return this; }
+
+ private:
+  Status change_rows(const KvPagesView& pages, const RowChange& change,
+                     std::span<const RowRun> runs) override;
+  Status row_norms(const KvPagesView& pages, std::span<const RowRun> runs, std::span<double> norms) override;
+  void copy_rows(const KvPagesView& pages, std::span<const RowCopy> copies) override;
+  // An array to scratch memory, `at` bytes from its beginning.
+  template <class T>
+  Result<std::span<const T>> send(std::span<const T> from, size_t at);
+
+  DeviceMemory memory_;
+  DeviceMemory scratch_;  // runs, and what else a kernel takes or gives
+  cudaStream_t stream_;
+};
+
+}  // namespace kvfold
