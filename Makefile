@@ -24,7 +24,7 @@ SWEEPS := run-position run-partial run-layers run-components run-signatures
 .PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults \
         test-differential fuzz fuzz-smoke fuzz-corpus soak $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
-        bench bench-peer profile test-cuda-full test-planted-faults format tidy oracle clean
+        bench bench-peer profile test-cuda-full test-gpu test-planted-faults format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -161,6 +161,7 @@ bench-peer: release weights-all ## kvfold against llama.cpp, in turn, as a table
 test: ## all tests, on real models too, and those of the analysis
 	@$(MAKE) --no-print-directory test-release
 	@$(MAKE) --no-print-directory test-report
+	@! { nvidia-smi -L >/dev/null 2>&1 && grep -q kvfold_gpu_tests build/release/build.ninja; } || $(MAKE) --no-print-directory test-gpu
 
 test-sanitizers: ## the unit tests under AddressSanitizer with UBSan, and those with threads under ThreadSanitizer
 	@$(MAKE) --no-print-directory test-asan-ubsan
@@ -234,6 +235,17 @@ soak: build/release/build.ninja install ## caches made, changed and dropped at r
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test cuda_cache_rows_test
 	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention|CacheRows)' --output-on-failure --no-tests=error -j $(JOBS)
+
+# The same tests with the kernels as nvcc compiles them.
+GPU_TOOLS = memcheck racecheck synccheck
+test-gpu: build/release/build.ninja install ## the CUDA kernels' tests on this machine's GPU, under compute-sanitizer too where it is installed
+	@nvidia-smi -L >/dev/null 2>&1 || { echo 'test-gpu: no GPU on this machine' >&2; exit 2; }
+	@grep -q kvfold_gpu_tests build/release/build.ninja || { echo 'test-gpu: built without CUDA' >&2; exit 2; }
+	@cmake --build build/release -j $(JOBS) --target kvfold_gpu_tests
+	@set -e; for test in kernels attention cache_rows; do program=build/release/tests/cuda/cuda_$${test}_test_gpu; \
+	  KVFOLD_CUDA_FULL=1 $$program --gtest_brief=1; \
+	  command -v compute-sanitizer >/dev/null || continue; \
+	  for tool in $(GPU_TOOLS); do compute-sanitizer --tool $$tool --error-exitcode 1 $$program --gtest_brief=1; done; done
 
 test-planted-faults: build/release/build.ninja install ## faults planted in the CUDA kernels, one at a time: a test must notice each
 	@cmake --build build/release -j $(JOBS) --target kvfold_planted
