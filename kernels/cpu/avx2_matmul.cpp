@@ -93,43 +93,75 @@ struct LoadedBlock {
     return _mm256_maddubs_epi16(q[j], activations);
   }
 
-  // Integer dot products of half a group, vectors 4 * i to 4 * i + 3.
-  KVFOLD_INLINE __m256i dot_half(const ActivationGroup::Row& x, int i) const {
-    // Vectors whose 16-bit sums cannot overflow: each is at most 2 * 127 * (2^bits - 1), and 2 * 127 * 128
-    // for 8 bits.
-    constexpr int kChain = Traits::kBits <= 5 ? 4 : Traits::kBits == 6 ? 2 : 1;
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sum = _mm256_setzero_si256();
-    if constexpr (Traits::kBits != 8) sum = _mm256_set1_epi32(-Traits::kOffset * x.half_sums[i]);
-    for (int j = 4 * i; j < 4 * i + 4; j += kChain) {
+  // Vectors whose 16-bit sums cannot overflow: each is at most 2 * 127 * (2^bits - 1), and 2 * 127 * 128 for
+  // 8 bits.
+  static constexpr int kChain = Traits::kBits == 4 ? 8 : Traits::kBits == 5 ? 4 : Traits::kBits == 6 ? 2 : 1;
+
+  // Integer dot products of vectors [kFirst, kLast).
+  template <int kFirst, int kLast>
+  KVFOLD_INLINE __m256i dot(const ActivationGroup::Row& x, __m256i sum) const {
+    constexpr int kStep = std::min(kChain, kLast - kFirst);
+    for (int j = kFirst; j < kLast; j += kStep) {
       __m256i chain = pairs(x, j);
-      for (int k = 1; k < kChain; ++k) chain = _mm256_add_epi16(chain, pairs(x, j + k));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(chain, ones));
+      for (int k = 1; k < kStep; ++k) chain = _mm256_add_epi16(chain, pairs(x, j + k));
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(chain, _mm256_set1_epi16(1)));
     }
     return sum;
   }
+  // What the offset of unsigned weights adds to these.
+  KVFOLD_INLINE static __m256i without_offset(int sum) {
+    if constexpr (Traits::kBits == 8 || Traits::kOffset == 0) return _mm256_setzero_si256();
+    return _mm256_set1_epi32(-Traits::kOffset * sum);
+  }
+  // All of a group.
+  KVFOLD_INLINE __m256i dot_group(const ActivationGroup::Row& x) const {
+    if constexpr (Format::kHasSubScales)
+      return _mm256_add_epi32(_mm256_mullo_epi32(dot<0, 4>(x, without_offset(x.half_sums[0])), sub[0]),
+                              _mm256_mullo_epi32(dot<4, 8>(x, without_offset(x.half_sums[1])), sub[1]));
+    return dot<0, 8>(x, without_offset(x.half_sums[0] + x.half_sums[1]));
+  }
 
   KVFOLD_INLINE __m256 add_group(__m256 acc, const ActivationGroup::Row& x) const {
-    __m256i first = dot_half(x, 0);
-    __m256i second = dot_half(x, 1);
-    if constexpr (Format::kHasSubScales) {
-      first = _mm256_mullo_epi32(first, sub[0]);
-      second = _mm256_mullo_epi32(second, sub[1]);
-    }
-    const __m256 isum = _mm256_cvtepi32_ps(_mm256_add_epi32(first, second));
+    const __m256 isum = _mm256_cvtepi32_ps(dot_group(x));
     acc = _mm256_fmadd_ps(_mm256_mul_ps(isum, _mm256_set1_ps(x.scale)), scale, acc);
     if constexpr (Format::kHasMin) acc = _mm256_fmadd_ps(_mm256_set1_ps(x.sum), min, acc);
     return acc;
   }
 };
 
-// Half a tile of weights against M rows of a panel from `first` on, all sums in registers.
+// Asks memory for weights ahead of the block being multiplied: without it, loads that wait for memory stop
+// what would be multiplied meanwhile.
+template <class Block>
+KVFOLD_INLINE void ask_ahead(const Block* block) {
+  constexpr size_t kAhead = 2048;
+  for (size_t line = 0; line < sizeof(Block); line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(block) + kAhead + line, _MM_HINT_T0);
+}
+
+// A tile of weights against one row: both halves of a block at once, while it is in the first cache.
+template <class Format>
+[[gnu::noinline]] void tile_of_one(const PackedBlock<Format>* blocks, const ActivationGroup* panel, int first, int groups,
+                 float* y, int outputs) {
+  __m256 low = _mm256_setzero_ps();
+  __m256 high = _mm256_setzero_ps();
+  for (int g = 0; g < groups; ++g) {
+    ask_ahead(blocks + g);
+    low = LoadedBlock<Format>(blocks[g], 0).add_group(low, panel[g].rows[first]);
+    high = LoadedBlock<Format>(blocks[g], 1).add_group(high, panel[g].rows[first]);
+  }
+  _mm256_maskstore_ps(y, first_lanes(outputs), low);
+  if (outputs > kHalf) _mm256_maskstore_ps(y + kHalf, first_lanes(outputs - kHalf), high);
+}
+
+// Half a tile of weights against M rows of a panel from `first` on, all sums in registers. (The other half
+// would find no room in them.)
 template <class Format, int M>
-void half_tile(const PackedBlock<Format>* blocks, int half, const ActivationGroup* panel, int first,
+[[gnu::noinline]] void half_tile(const PackedBlock<Format>* blocks, int half, const ActivationGroup* panel, int first,
                int groups, int rows, float* y, int64_t y_stride, __m256i outputs) {
   __m256 acc[M];
   for (int t = 0; t < M; ++t) acc[t] = _mm256_setzero_ps();
   for (int g = 0; g < groups; ++g) {
+    if (half == 0) ask_ahead(blocks + g);
     const LoadedBlock<Format> w(blocks[g], half);
 #pragma GCC unroll 4
     for (int t = 0; t < M; ++t) acc[t] = w.add_group(acc[t], panel[g].rows[first + t]);
@@ -142,21 +174,20 @@ template <class Format>
 void tiles(const MatrixView& weight, int64_t begin, int64_t end, const QuantizedView& x, int rows, float* y,
            int64_t y_stride) {
   const auto* packed = reinterpret_cast<const PackedBlock<Format>*>(weight.data);
-  for (int64_t i = 2 * begin; i < 2 * end; ++i) {
-    const PackedBlock<Format>* blocks = packed + i / 2 * x.groups;
-    const int64_t left = weight.rows - i * kHalf;
-    if (left <= 0) continue;
-    const __m256i outputs = first_lanes(static_cast<int>(std::min<int64_t>(kHalf, left)));
+  for (int64_t i = begin; i < end; ++i) {
+    const PackedBlock<Format>* blocks = packed + i * x.groups;
+    const auto outputs = static_cast<int>(std::min<int64_t>(kTileRows, weight.rows - i * kTileRows));
     constexpr int kMost = 4;
     for (int row = 0; row < rows; row += kMost) {
       const ActivationGroup* panel = x.data + static_cast<int64_t>(row / kPanelRows) * x.groups;
-      const auto half = static_cast<int>(i % 2);
-      float* to = y + row * y_stride + i * kHalf;
-      if (rows - row == 1)
-        half_tile<Format, 1>(blocks, half, panel, row % kPanelRows, x.groups, 1, to, y_stride, outputs);
-      else
-        half_tile<Format, kMost>(blocks, half, panel, row % kPanelRows, x.groups, rows - row, to, y_stride,
-                                 outputs);
+      float* to = y + row * y_stride + i * kTileRows;
+      if (rows - row == 1) {
+        tile_of_one<Format>(blocks, panel, row % kPanelRows, x.groups, to, outputs);
+        continue;
+      }
+      for (int half = 0; half * kHalf < outputs; ++half)
+        half_tile<Format, kMost>(blocks, half, panel, row % kPanelRows, x.groups, rows - row,
+                                 to + half * kHalf, y_stride, first_lanes(outputs - half * kHalf));
     }
   }
 }

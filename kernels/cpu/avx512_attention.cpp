@@ -94,25 +94,6 @@ void turn_queries(const AttentionBlock& block, Tile& tile, int32_t base) {
   }
 }
 
-// Asks memory for a page bit by bit while another is worked on: asked for all at once, it would keep that
-// one's loads waiting.
-class Ahead {
- public:
-  // `page`: null for none. `steps`: calls of ask() that are going to come.
-  Ahead(const std::byte* page, size_t bytes, int steps)
-      : at_(reinterpret_cast<const char*>(page)),
-        end_(page == nullptr ? at_ : at_ + bytes),
-        lines_(static_cast<int>((bytes / kLine + steps - 1) / steps)) {}
-  KVFOLD_INLINE void ask() {
-    for (int i = 0; i < lines_ && at_ < end_; ++i, at_ += kLine) _mm_prefetch(at_, _MM_HINT_T1);
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-  const char *at_, *end_;
-  int lines_;
-};
-
 // A run's keys, turned as they are asked for. `all`: the run fills whole vectors of the page.
 template <CacheType type, bool all>
 struct PageKeys {
@@ -174,15 +155,6 @@ void score(const Keys keys, int pairs, int head_dim, Ahead ahead, const float* t
     }
   for (int q = 0; q < Q; ++q)
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(scores + q * kScoreStride + r * kLanes, sum[q][r]);
-}
-
-// Calls visit with n as a constant, 1 <= n <= Most.
-template <int Most, class Visit>
-KVFOLD_INLINE void with_constant(int n, Visit visit) {
-  if constexpr (Most > 1) {
-    if (n < Most) return with_constant<Most - 1>(n, visit);
-  }
-  visit(std::integral_constant<int, Most>());
 }
 
 template <CacheType type>

@@ -106,8 +106,8 @@ inline constexpr int kQueryStride = 272;
 inline size_t attention_scratch(int head_dim) {
   const size_t dimensions = static_cast<size_t>(head_dim);
   const size_t queries = head_dim <= kQueryStride ? kAttentionTile * kQueryStride : dimensions;
-  // Beside the scores: the queries twice and a table of angles, or the keys of a page and two of such.
-  return std::max(2 * queries + dimensions, (kPageRows + 2) * dimensions) +
+  // Beside the scores: the queries twice and a table of angles, or the keys of a page and four of such.
+  return std::max(2 * queries + dimensions, (kPageRows + 4) * dimensions) +
          kAttentionTile * (kAttentionBlock + kPageRows);
 }
 

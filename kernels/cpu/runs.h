@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cpu/cpu.h"
 
@@ -71,6 +72,34 @@ inline int find_runs(const AttentionBlock& block, int rows, Run (&runs)[kAttenti
     index += last;
   }
   return found;
+}
+
+// Asks memory for a page bit by bit while another is worked on: asked for all at once, it would keep that
+// one's loads waiting.
+class Ahead {
+ public:
+  // `page`: null for none. `steps`: calls of ask() that are going to come.
+  Ahead(const std::byte* page, size_t bytes, int steps)
+      : at_(reinterpret_cast<const char*>(page)),
+        end_(page == nullptr ? at_ : at_ + bytes),
+        lines_(static_cast<int>((bytes / kLine + steps - 1) / steps)) {}
+  [[gnu::always_inline]] inline void ask() {
+    for (int i = 0; i < lines_ && at_ < end_; ++i, at_ += kLine) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+  const char *at_, *end_;
+  int lines_;
+};
+
+// Calls visit with n as a constant, 1 <= n <= Most.
+template <int Most, class Visit>
+[[gnu::always_inline]] inline void with_constant(int n, Visit visit) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_constant<Most - 1>(n, visit);
+  }
+  visit(std::integral_constant<int, Most>());
 }
 
 // The cosines and sines [pairs] of a distance: from the table, or, past its end, computed into `memory`
