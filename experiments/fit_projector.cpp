@@ -6,6 +6,7 @@
 #include <map>
 
 #include "engine/kv/ridge.h"
+#include "experiments/harness/attention_mass.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/progress.h"
 #include "experiments/harness/projection.h"
@@ -28,6 +29,7 @@ struct FitOptions {
   int threads = 0;
   bool whole = false;
   bool shuffle = false;
+  bool by_attention = false;
   double at_least = -1e9;
 };
 
@@ -169,7 +171,11 @@ class Fit {
     return gap_closed(d.none, d.text, nll);
   }
 
-  std::string sums_path(const Direction& d) const { return options_.sums + "/" + d.name + ".sums"; }
+  // Sums of another kind are other sums.
+  std::string sums_path(const Direction& d) const {
+    return fmt::format("{}/{}{}{}.sums", options_.sums, d.name, options_.shuffle ? ".shuffled" : "",
+                       options_.by_attention ? ".by-attention" : "");
+  }
 
   bool have_sums() const {
     return !options_.sums.empty() && std::all_of(directions_.begin(), directions_.end(), [&](const auto& d) {
@@ -233,7 +239,12 @@ class Fit {
         const KvCache& to = d.back ? a[i] : b[i];
         const std::vector<float> x = gather_rows(from, d.back ? texts[i].back : texts[i].context.source_row);
         const std::vector<float> y = options_.shuffle ? other_rows(d.back ? a : b, i) : all_rows(to);
-        d.sums.add(x.data(), y.data(), to.size(), nullptr, *threads_);
+        std::vector<float> weights;
+        if (options_.by_attention && to.size() > 1) {
+          const std::vector<TokenId>& next = d.back ? texts[i].source_continuation : texts[i].continuation;
+          KVFOLD_ASSIGN_OR_RETURN(weights, row_attention(*d.to, to, next));
+        }
+        d.sums.add(x.data(), y.data(), to.size(), weights.empty() ? nullptr : weights.data(), *threads_);
       }
     return {};
   }
@@ -310,6 +321,7 @@ class Fit {
         id_hashes(std::span(train_).first(std::min(train_.size(), static_cast<size_t>(d.sums.texts()))));
     data.notes[kChosenOn] = id_hashes(dev_);
     data.notes["shuffled"] = options_.shuffle ? "true" : "false";
+    data.notes["rows_count"] = options_.by_attention ? "by the attention that they get" : "alike";
     const std::string path = options_.out + "/" + d.name + ".safetensors";
     KVFOLD_RETURN_IF_ERROR(save_projector(data, path));
     fmt::print(stderr, "{}: {:.1f} MB\n", path, static_cast<double>(std::filesystem::file_size(path)) * 1e-6);
@@ -358,6 +370,8 @@ int main(int argc, char** argv) {
   app.add_flag("--shuffle", o.shuffle,
                "fit to rows of different texts: a control, from which nothing can be learned");
   app.add_option("--at-least", o.at_least, "fail where less of the gap is closed on dev");
+  app.add_flag("--by-attention", o.by_attention,
+               "a row's error counts as much as the attention that it gets from the continuation");
   app.add_flag("--whole", o.whole, "write full rank, in f32");
   DriverOptions driver;
   return run_program(argc, argv, app, driver, [&] { return Fit(std::move(o)).run(); });

@@ -7,6 +7,7 @@
 
 #include "engine/kv/ops.h"
 #include "engine/random.h"
+#include "experiments/harness/attention_mass.h"
 #include "tests/tiny_model.h"
 
 namespace kvfold::testing {
@@ -166,6 +167,22 @@ TEST_F(Attention, MassIsSharedOutAmongTheRowsAndAveraged) {
   for (int query = 0; query < 4; ++query)
     for (const int slot : {0, 5, 6, 23}) by_hand += weights.weights[(((1 * 4 + 2) * 4) + query) * 24 + slot];
   EXPECT_NEAR(some.by_head[6], by_hand / 4, 1e-12);
+}
+
+TEST_F(Attention, RowsCountByWhatTheyGetFromTheTokensBehindThem) {
+  KvCache cache = session_->make_cache();
+  ASSERT_TRUE(session_->feed(cache, random_tokens(12, 1)).ok());
+  const std::vector<TokenId> next = random_tokens(3, 2);
+  const std::vector<float> counts = must(row_attention(*session_, cache, next));
+  EXPECT_EQ(cache.size(), 12);
+  const AttentionWeights weights = must(feed_with_attention(*session_, cache, next, layers_, heads_));
+  std::vector<double> by_hand(12);
+  for (size_t lane = 0; lane < 8; ++lane)
+    for (size_t query = 0; query < 3; ++query)
+      for (size_t row = 0; row < 12; ++row) by_hand[row] += weights.weights[(lane * 3 + query) * 15 + row];
+  const double mean = std::accumulate(by_hand.begin() + 1, by_hand.end(), 0.0) / 11;
+  ASSERT_EQ(counts.size(), 12U);
+  for (size_t row = 0; row < 12; ++row) EXPECT_NEAR(counts[row], by_hand[row] / mean, 1e-6);
 }
 
 }  // namespace

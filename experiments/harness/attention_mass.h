@@ -26,4 +26,10 @@ struct AttentionShare {
 // Of each job. Errors: as Session::feed.
 Result<std::vector<AttentionShare>> attention_mass(Session& session, std::span<const MassJob> jobs);
 
+// The attention weight that each row of the cache gets from `tokens`, fed to a fork of it: mean over layers,
+// query heads and tokens, divided by its mean over the rows but the first, the attention sink. [rows of the
+// cache]. Errors: as Session::feed. REQUIRES: two rows and one token at least.
+Result<std::vector<float>> row_attention(Session& session, const KvCache& cache,
+                                         std::span<const TokenId> tokens);
+
 }  // namespace kvfold
