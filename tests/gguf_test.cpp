@@ -293,6 +293,12 @@ const Broken kMetadata[] = {
     {"types_of_wrong_element",
      [](GgufWriter& w) { w.strings("tokenizer.ggml.token_type", {"a"}); },
      {"tokenizer.ggml.token_type", "array of string"}},
+    {"type_beyond_32_bits",
+     [](GgufWriter& w) {
+       w.entry("tokenizer.ggml.token_type",
+               array(GgufType::kInt64, 1, Bytes().put((int64_t{1} << 32) + 1).str()));
+     },
+     {"tokenizer.ggml.token_type", "element 0", "32 bits"}},
     {"scores_of_wrong_element",
      [](GgufWriter& w) { w.ints("tokenizer.ggml.scores", {1}); },
      {"tokenizer.ggml.scores", "float32"}},
@@ -303,6 +309,24 @@ const Broken kMetadata[] = {
      [](GgufWriter& w) { w.boolean("tokenizer.ggml.add_bos_token", true); },
      {"add_bos_token"}},
 };
+
+// Llama 3's divisors of RoPE's angles.
+std::vector<Broken> rope_divisor_cases() {
+  std::vector<Broken> cases;
+  const std::pair<const char*, float> kDivisors[] = {{"rope_divisor_0", 0},
+                                                     {"rope_divisor_negative", -1},
+                                                     {"rope_divisor_infinite", INFINITY},
+                                                     {"rope_divisor_nan", NAN}};
+  for (const auto& [name, divisor] : kDivisors)
+    cases.push_back({name,
+                     [divisor](GgufWriter& w) {
+                       Bytes data;
+                       for (int i = 0; i < 8; ++i) data.put(i == 5 ? divisor : 1.0F);
+                       w.tensors.push_back({"rope_freqs.weight", {8}, 0, data.str()});
+                     },
+                     {"'rope_freqs.weight'", "finite numbers above 0"}});
+  return cases;
+}
 
 // Every key that the loader needs, missing and of another type.
 std::vector<Broken> needed_key_cases() {
@@ -328,7 +352,14 @@ const auto kName = [](const auto& param) { return std::string(param.param.name);
 INSTANTIATE_TEST_SUITE_P(Header, BrokenGguf, ::testing::ValuesIn(kHeader), kName);
 INSTANTIATE_TEST_SUITE_P(Tensors, BrokenGguf, ::testing::ValuesIn(kTensors), kName);
 INSTANTIATE_TEST_SUITE_P(Metadata, BrokenGguf, ::testing::ValuesIn(kMetadata), kName);
+INSTANTIATE_TEST_SUITE_P(RopeDivisors, BrokenGguf, ::testing::ValuesIn(rope_divisor_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(NeededKeys, BrokenGguf, ::testing::ValuesIn(needed_key_cases()), kName);
+
+TEST(Gguf, AStringThatEndsBehindTheFileIsRefusedAsThat) {
+  const TemporaryFolder folder;
+  const Bytes start = Bytes().put(0x46554747U).put(3U).put(uint64_t{0}).put(uint64_t{1}).text("a").put(8U);
+  expect_refused(folder, Bytes(start).put(uint64_t{4}).raw("xyz").str(), {"'a'", "found 4", "at most 3"});
+}
 
 TEST(Gguf, TruncationAtEveryByteIsRefused) {
   const TemporaryFolder folder;

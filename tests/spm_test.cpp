@@ -189,7 +189,14 @@ const Broken kBroken[] = {
     {"field_0", varint(0) + "x", {"field number 0"}},
     {"wire_3", varint(1 << 3 | 3), {"wire type 3"}},
     {"longer_than_file", varint(1 << 3 | 2) + varint(1000) + "x", {"1000 bytes", "left"}},
+    {"longer_than_what_is_left",
+     varint(1 << 3 | 2) + varint(3) + "xy",
+     {"3 bytes", "the 2 bytes that are left"}},
+    {"longer_than_its_message",
+     bytes(1, varint(1 << 3 | 2) + varint(3) + "xy") + kTrainer + kNormalizer,
+     {"3 bytes", "the 2 bytes that are left"}},
     {"length_2_to_64", varint(1 << 3 | 2) + varint(~uint64_t{0}), {"left"}},
+    {"varint_of_11_bytes", std::string(10, '\xFF') + '\x01', {"offset 0", "above 64 bits"}},
     {"varint_endless", std::string(20, '\xFF'), {"varint"}},
 };
 std::string broken_name(const ::testing::TestParamInfo<Broken>& info) { return info.param.name; }
