@@ -23,7 +23,7 @@ SWEEPS := run-position run-partial run-layers run-components run-signatures
 
 .PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults \
-        test-differential fuzz fuzz-smoke fuzz-corpus soak $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
+        test-differential fuzz fuzz-smoke fuzz-corpus soak mutants coverage $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full test-gpu test-planted-faults format tidy oracle clean
 .DELETE_ON_ERROR:
 
@@ -231,6 +231,26 @@ test-differential: build/release/build.ninja install ## verdicts on 10,000 damag
 soak: build/release/build.ninja install ## caches made, changed and dropped at random for MINUTES=10, at bounded memory
 	@cmake --build build/release -j $(JOBS) --target load_test
 	@KVFOLD_SOAK_MINUTES=$(MINUTES) build/release/tests/load_test
+
+mutants: install ## plant faults in the sources, one at a time, and see whether a test notices: most of an hour (ARGS='--only WORD')
+	@$(PYTHON) tests/mutants.py --jobs $(JOBS) $(ARGS)
+
+# Of what reads files from strangers, and of the cache. Tests that run a file at a time: the counts are the same.
+COVERAGE_TESTS := gguf_test known_attacks_test convert_test checkpoint_test spm_test tokenizer_test safetensors_test cache_file_test \
+  kv_ops_test kv_property_test load_test projector_test projector_file_test ridge_test recompute_test fuzz_corpus_test \
+  train_projector_test faults_test cache_cli_test
+COVERAGE = .venv-coverage/bin/gcovr --root . --object-directory build/coverage --exclude-throw-branches \
+  --exclude-unreachable-branches -j $(JOBS) build/coverage
+
+coverage: install build/coverage/build.ninja ## lines and branches that the tests run, of loaders and engine/kv; 95% of the loaders' branches, or this fails
+	@[ -x .venv-coverage/bin/python ] || $(PYTHON) -m venv .venv-coverage
+	@.venv-coverage/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-coverage.txt
+	@cmake --build build/coverage -j $(JOBS) --target $(COVERAGE_TESTS)
+	@find build/coverage -name '*.gcda' -delete
+	@set -e; for test in $(COVERAGE_TESTS); do build/coverage/tests/$$test --gtest_brief=1 >build/coverage/$$test.log 2>&1 || \
+	  { tail -n 40 build/coverage/$$test.log >&2; exit 1; }; done
+	@$(COVERAGE) --filter engine/kv/ --filter 'engine/(file|safetensors)\.cpp' --txt --txt-metric branch --print-summary
+	@$(COVERAGE) --filter loaders/ --txt --txt-metric branch --print-summary --fail-under-branch 95
 
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test cuda_cache_rows_test
