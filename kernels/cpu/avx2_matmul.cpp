@@ -140,8 +140,8 @@ KVFOLD_INLINE void ask_ahead(const Block* block) {
 
 // A tile of weights against one row: both halves of a block at once, while it is in the first cache.
 template <class Format>
-[[gnu::noinline]] void tile_of_one(const PackedBlock<Format>* blocks, const ActivationGroup* panel, int first, int groups,
-                 float* y, int outputs) {
+[[gnu::noinline]] void tile_of_one(const PackedBlock<Format>* blocks, const ActivationGroup* panel, int first,
+                                   int groups, float* y, int outputs) {
   __m256 low = _mm256_setzero_ps();
   __m256 high = _mm256_setzero_ps();
   for (int g = 0; g < groups; ++g) {
@@ -156,8 +156,9 @@ template <class Format>
 // Half a tile of weights against M rows of a panel from `first` on, all sums in registers. (The other half
 // would find no room in them.)
 template <class Format, int M>
-[[gnu::noinline]] void half_tile(const PackedBlock<Format>* blocks, int half, const ActivationGroup* panel, int first,
-               int groups, int rows, float* y, int64_t y_stride, __m256i outputs) {
+[[gnu::noinline]] void half_tile(const PackedBlock<Format>* blocks, int half, const ActivationGroup* panel,
+                                 int first, int groups, int rows, float* y, int64_t y_stride,
+                                 __m256i outputs) {
   __m256 acc[M];
   for (int t = 0; t < M; ++t) acc[t] = _mm256_setzero_ps();
   for (int g = 0; g < groups; ++g) {
