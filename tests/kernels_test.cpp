@@ -126,6 +126,34 @@ TEST_P(Table, MultipliesIntegersAsPlain) {
       }
 }
 
+// Where sums of 16 bits would overflow first: all integers of the weights, and of the activations, at their
+// limits.
+TEST_P(Table, MultipliesTheLargestIntegersAsPlain) {
+  struct Halves {
+    WeightType type;
+    std::vector<int> offsets;  // of f16 numbers in a block, which stay 1
+  };
+  const int64_t q6_scale = format_info(WeightType::kQ6_K).block_bytes - 2;
+  for (const Halves& format :
+       {Halves{WeightType::kQ4_0, {0}}, Halves{WeightType::kQ4_1, {0, 2}}, Halves{WeightType::kQ5_0, {0}},
+        Halves{WeightType::kQ5_1, {0, 2}}, Halves{WeightType::kQ8_0, {0}}, Halves{WeightType::kQ4_K, {0, 2}},
+        Halves{WeightType::kQ5_K, {0, 2}}, Halves{WeightType::kQ6_K, {static_cast<int>(q6_scale)}}})
+    for (const int fill : {0x00, 0x7F, 0x80, 0xFF})
+      for (const float sign : {1.0F, -1.0F}) {
+        TestWeight w = make_weight(format.type, 40, 512, 9);
+        std::memset(w.bytes.data(), fill, w.bytes.size());
+        constexpr uint16_t kOne = 0x3C00;
+        for (size_t block = 0; block < w.bytes.size(); block += format_info(format.type).block_bytes)
+          for (const int offset : format.offsets) std::memcpy(&w.bytes[block + offset], &kOne, sizeof kOne);
+        for (const int rows : {1, 5}) {
+          const Quantized x =
+              quantize(plain(), std::vector<float>(static_cast<size_t>(rows) * 512, sign), rows, 512);
+          ASSERT_EQ(matmul_q8(kernels(), w, x, rows), matmul_q8(plain(), w, x, rows))
+              << format_info(format.type).name << ", bytes " << fill << ", " << rows << " rows of " << sign;
+        }
+      }
+}
+
 TEST_P(Table, MultipliesFloatsAsPlain) {
   for (const WeightType type :
        {WeightType::kF32, WeightType::kF16, WeightType::kBF16, WeightType::kQ4_1, WeightType::kQ6_K}) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/kv/flat_rows.h"
 #include "engine/kv/lane_matrix.h"
 #include "engine/random.h"
 
@@ -72,24 +73,22 @@ TEST_P(BadSelections, AreRefusedWithWhatExists) {
   EXPECT_NE(result.status().message().find(GetParam().says), std::string::npos) << result.status().message();
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, BadSelections,
-                         ::testing::Values(BadSelection{"layers=9-0", "'9-0' is reversed; 0-29 exist"},
-                                           BadSelection{"layers=0-30", "out of range; 0-29 exist"},
-                                           BadSelection{"heads=3", "out of range; 0-2 exist"},
-                                           BadSelection{"rows=13", "out of range; 0-12 exist"},
-                                           BadSelection{"rows=-1", "neither a number nor a range"},
-                                           BadSelection{"rows=1--2", "neither a number nor a range"},
-                                           BadSelection{"rows=0-5,3-8", "overlaps"},
-                                           BadSelection{"rows=5,4", "overlaps or precedes"},
-                                           BadSelection{"rows=1,,2", "neither a number nor a range"},
-                                           BadSelection{"rows=1,", "no range"},
-                                           BadSelection{"rows=99999999999999999999", "neither a number"},
-                                           BadSelection{"rows=0x1", "neither a number"},
-                                           BadSelection{"rows", "expected layers="},
-                                           BadSelection{"row=1", "unknown word 'row'"},
-                                           BadSelection{"rows=1 rows=2", "given twice"},
-                                           BadSelection{"parts=x", "expected k, v or kv"},
-                                           BadSelection{"parts=", "expected k, v or kv"}));
+INSTANTIATE_TEST_SUITE_P(
+    Table, BadSelections,
+    ::testing::Values(
+        BadSelection{"layers=9-0", "'9-0' is reversed; 0-29 exist"},
+        BadSelection{"layers=0-30", "out of range; 0-29 exist"},
+        BadSelection{"heads=3", "out of range; 0-2 exist"},
+        BadSelection{"rows=13", "out of range; 0-12 exist"},
+        BadSelection{"rows=-1", "neither a number nor a range"},
+        BadSelection{"rows=1--2", "neither a number nor a range"}, BadSelection{"rows=0-5,3-8", "overlaps"},
+        BadSelection{"rows=5,4", "overlaps or precedes"}, BadSelection{"rows=5,5", "overlaps or precedes"},
+        BadSelection{"rows=3-5,5", "overlaps or precedes"},
+        BadSelection{"rows=1,,2", "neither a number nor a range"}, BadSelection{"rows=1,", "no range"},
+        BadSelection{"rows=99999999999999999999", "neither a number"},
+        BadSelection{"rows=0x1", "neither a number"}, BadSelection{"rows", "expected layers="},
+        BadSelection{"row=1", "unknown word 'row'"}, BadSelection{"rows=1 rows=2", "given twice"},
+        BadSelection{"parts=x", "expected k, v or kv"}, BadSelection{"parts=", "expected k, v or kv"}));
 
 TEST(Selection, TextForm) {
   const Selection s = must(Selection::parse("rows=3-5,9 layers=0-1,4  parts=k", {5, 3, 64}, 10));
@@ -99,6 +98,29 @@ TEST(Selection, TextForm) {
   EXPECT_TRUE(s.keys && !s.values);
   EXPECT_TRUE(must(Selection::parse("rows=", {5, 3, 64}, 10)).empty());
   EXPECT_FALSE(Selection::parse("rows=0", {5, 3, 64}, 0).ok());
+}
+
+// ---- origins ----
+
+// Sources have other numbers in another cache.
+TEST(Origins, AnOverwrittenRowHasTheNameOfItsSource) {
+  const auto pool = make_pool();
+  const auto of = [&](const std::string& source, TokenId token) {
+    const std::vector<float> row(static_cast<size_t>(row_width(kShape)), 1.0F);
+    return slice_of(must(cache_of_rows(pool, kShape, std::span(&token, 1), row.data(), source)));
+  };
+  const std::vector<KvSlice> two = {of("first", 1), of("second", 2)};
+  const std::vector<KvSlice> three = {of("third", 3), of("second", 4), of("first", 5)};
+  const KvCache target = must(to_cache(must(concat(two))));
+  const KvCache other = must(to_cache(must(concat(three))));
+  const auto source_of = [](const KvCache& cache, int row) {
+    return cache.rows().sources[cache.rows().origins[row].source];
+  };
+  const std::vector<int> both = {0, 1};
+  const KvCache changed = must(overwrite(target, slice_of(other, "rows=0-1"), both));
+  EXPECT_EQ(source_of(changed, 0), "third");
+  EXPECT_EQ(source_of(changed, 1), "second");
+  EXPECT_EQ(source_of(must(overwrite(target, slice_of(other, "rows=2"), std::vector<int>{1})), 1), "first");
 }
 
 // ---- costs ----

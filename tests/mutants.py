@@ -166,11 +166,11 @@ MUTANTS = [
            "Q6_K's highest bits are taken one place off"),
     Mutant("kernels/cpu/avx512_attention.cpp", "if (v == 0 || tile.vectors[v].position != tile.vectors[v - 1].position)",
            "if (v == 0)", "all tokens of a tile are turned by the first one's position"),
-    Mutant("kernels/formats/finite.cpp", "all &= is_finite_f16(block[i].dmin);", "", "an infinite dmin is not seen"),
+    Mutant("kernels/formats/finite.cpp", "all &= is_finite_f16(block[i].dmin);", "all &= true;", "an infinite dmin is not seen"),
     # ---- CUDA kernels ----
     Mutant("kernels/cuda/attention.cu", "slot + 1 - span.slot);", "slot - span.slot);", "a token does not see itself"),
     Mutant("kernels/cuda/attention.cu", "s = distance < 0 ? -s : s;", "", "queries turn forwards where they stand before a key"),
-    Mutant("kernels/cuda/attention.cu", ": at * groups + group] = largest / 127.0F;", ": at + group] = largest / 127.0F;",
+    Mutant("kernels/cuda/attention.cu", ": at * groups + group] = largest / 127.0F;", ": at * groups] = largest / 127.0F;",
            "a value's scales are written to other rows"),
     Mutant("kernels/cuda/attention.cu", "chosen, turned);\n    __syncwarp();", "chosen, turned);",
            "rows are scored while their query is being turned"),
