@@ -313,18 +313,18 @@ const Broken kMetadata[] = {
 // Llama 3's divisors of RoPE's angles.
 std::vector<Broken> rope_divisor_cases() {
   std::vector<Broken> cases;
-  const std::pair<const char*, float> kDivisors[] = {{"rope_divisor_0", 0},
-                                                     {"rope_divisor_negative", -1},
-                                                     {"rope_divisor_infinite", INFINITY},
-                                                     {"rope_divisor_nan", NAN}};
-  for (const auto& [name, divisor] : kDivisors)
-    cases.push_back({name,
-                     [divisor](GgufWriter& w) {
-                       Bytes data;
-                       for (int i = 0; i < 8; ++i) data.put(i == 5 ? divisor : 1.0F);
-                       w.tensors.push_back({"rope_freqs.weight", {8}, 0, data.str()});
-                     },
-                     {"'rope_freqs.weight'", "finite numbers above 0"}});
+  const auto add = [&](const char* name, float divisor) {
+    const auto breaks = [divisor](GgufWriter& w) {
+      Bytes data;
+      for (int i = 0; i < 8; ++i) data.put(i == 5 ? divisor : 1.0F);
+      w.tensors.push_back({"rope_freqs.weight", {8}, 0, data.str()});
+    };
+    cases.push_back({name, breaks, {"'rope_freqs.weight'", "finite numbers above 0"}});
+  };
+  add("rope_divisor_0", 0);
+  add("rope_divisor_negative", -1);
+  add("rope_divisor_infinite", INFINITY);
+  add("rope_divisor_nan", NAN);
   return cases;
 }
 
