@@ -32,6 +32,8 @@ EXPLAINED = [
     ("gguf", "kvfold", r"length of|at most \d+, which is what the file has room for|bytes left", "PyPI gguf slices what is left of a file that ends early"),
     ("safetensors", "kvfold", r"stands twice", "PyPI safetensors keeps the last of two keys of one name in __metadata__"),
     ("safetensors", "kvfold", r"product overflows", "PyPI safetensors takes sizes beyond 63 bits where another dimension is 0"),
+    ("safetensors", "kvfold", r"expected it to begin with '\{'", "PyPI safetensors takes white space before the header's brace, which the format forbids"),
+    ("safetensors", "kvfold", r"found key '.*', expected dtype, shape and data_offsets", "PyPI safetensors passes over keys of a tensor that it does not know"),
     ("safetensors", "kvfold", r"unknown dtype", "dtypes below a byte (F4, F6), which this project does not read"),
     ("gguf", "PyPI", r"UnicodeDecodeError", "this project takes strings that are not UTF-8: tokens may be any bytes; names are only compared"),
     ("gguf", "PyPI", r"general\.alignment|Bad type for general.alignment", "PyPI gguf wants a uint32 there; any integer type is read here"),
