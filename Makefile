@@ -235,7 +235,7 @@ soak: build/release/build.ninja install ## caches made, changed and dropped at r
 mutants: install ## plant faults in the sources, one at a time, and see whether a test notices: most of an hour (ARGS='--only WORD')
 	@$(PYTHON) tests/mutants.py --jobs $(JOBS) $(ARGS)
 
-# Of what reads files from strangers, and of the cache. (Threads count at once, so that a count may come out below zero.) Tests that run a file at a time: the counts are the same.
+# Of what reads files from strangers, and of the cache. Threads count at once, so that a count may come out below zero.
 COVERAGE_TESTS := gguf_test known_attacks_test convert_test checkpoint_test spm_test tokenizer_test safetensors_test cache_file_test \
   kv_ops_test kv_property_test load_test projector_test projector_file_test ridge_test recompute_test fuzz_corpus_test \
   train_projector_test faults_test cache_cli_test

@@ -367,11 +367,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", o.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
-  app.add_flag("--shuffle", o.shuffle,
-               "fit to rows of different texts: a control, from which nothing can be learned");
+  CLI::Option* shuffle = app.add_flag(
+      "--shuffle", o.shuffle, "fit to rows of different texts: a control, from which nothing can be learned");
   app.add_option("--at-least", o.at_least, "fail where less of the gap is closed on dev");
   app.add_flag("--by-attention", o.by_attention,
-               "a row's error counts as much as the attention that it gets from the continuation");
+               "a row's error counts as much as the attention that it gets from the continuation")
+      ->excludes(shuffle);
   app.add_flag("--whole", o.whole, "write full rank, in f32");
   DriverOptions driver;
   return run_program(argc, argv, app, driver, [&] { return Fit(std::move(o)).run(); });

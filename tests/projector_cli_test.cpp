@@ -183,8 +183,11 @@ TEST_F(ProjectCommand, ARunFitsAndJudges) {
   EXPECT_EQ(both.value().notes.at("texts"), "24");
   // Weighted sums are other sums, also where plain ones lie beside them.
   ASSERT_EQ(run(fit + "--sums sums --out weighted --by-attention").status, 0);
-  EXPECT_NE(TemporaryFolder::read(folder_.file("weighted/tiny.gguf-to-other.gguf.safetensors")),
-            TemporaryFolder::read(folder_.file("both/tiny.gguf-to-other.gguf.safetensors")));
+  const auto weighted = load_projector(folder_.file("weighted/tiny.gguf-to-other.gguf.safetensors"));
+  ASSERT_TRUE(weighted.ok()) << weighted.status().message();
+  EXPECT_EQ(weighted.value().notes.at("texts"), "24");
+  EXPECT_NE(weighted.value().tensors.at("ridge.mean_out").data,
+            both.value().tensors.at("ridge.mean_out").data);
   ran = run(
       "run_2e --source tiny.gguf --target other.gguf --projector whole/tiny.gguf-to-other.gguf.safetensors "
       "--documents d.jsonl --facts f.jsonl -n 2");
