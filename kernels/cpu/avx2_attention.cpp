@@ -273,11 +273,7 @@ void add_rows(const AttentionBlock& block, const Tile& tile, int first, int last
 template <CacheType type>
 void attend_tile(const AttentionBlock& block, const Tile& tile) {
   int most = 0;
-  int least = kAttentionBlock;
-  for (const Vector& v : std::span(tile.vectors, static_cast<size_t>(tile.n))) {
-    most = std::max(most, v.rows);
-    least = std::min(least, v.rows);
-  }
+  for (int v = 0; v < tile.n; ++v) most = std::max(most, tile.vectors[v].rows);
   Run runs[kAttentionBlock];
   const int count = find_runs(block, most, runs);
   for (int i = 0; i < count; ++i) {
@@ -288,14 +284,9 @@ void attend_tile(const AttentionBlock& block, const Tile& tile) {
   for (int v = 0; v < tile.n; ++v)
     soften(tile.vectors[v].rows, tile.scores + v * kScoreStride, tile.vectors[v].largest,
            tile.vectors[v].sum);
-  // The rows that all see, then what some see beyond.
-  add_rows<type>(block, tile, 0, tile.n, 0, least);
-  for (int v = 0; v < tile.n;) {
-    int last = v + 1;
-    while (last < tile.n && tile.vectors[last].rows == tile.vectors[v].rows) ++last;
-    if (tile.vectors[v].rows > least) add_rows<type>(block, tile, v, last, least, tile.vectors[v].rows);
-    v = last;
-  }
+  for_rows_seen(
+      std::span<const Vector>(tile.vectors, static_cast<size_t>(tile.n)),
+      [&](int first, int last, int begin, int end) { add_rows<type>(block, tile, first, last, begin, end); });
 }
 
 template <CacheType type>

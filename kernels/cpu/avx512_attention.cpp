@@ -249,11 +249,9 @@ void add_rows(const AttentionBlock& block, const Tile& tile, int first, int last
 template <CacheType type>
 void attend_tile(const AttentionBlock& block, Tile& tile) {
   int most = 0;
-  int least = kAttentionBlock;
   for (int v = 0; v < tile.n; ++v) {
     split_query(block, tile.vectors[v].q, tile.split + v * kQueryStride);
     most = std::max(most, tile.vectors[v].rows);
-    least = std::min(least, tile.vectors[v].rows);
   }
   Run runs[kAttentionBlock];
   const int count = find_runs(block, most, runs);
@@ -263,14 +261,9 @@ void attend_tile(const AttentionBlock& block, Tile& tile) {
     score_run<type>(block, runs[i], next == runs[i].page ? nullptr : next, tile);
   }
   for (int v = 0; v < tile.n; ++v) soften(tile.vectors[v], tile.scores + v * kScoreStride);
-  // The rows that all see, then what some see beyond.
-  add_rows<type>(block, tile, 0, tile.n, 0, least);
-  for (int v = 0; v < tile.n;) {
-    int last = v + 1;
-    while (last < tile.n && tile.vectors[last].rows == tile.vectors[v].rows) ++last;
-    if (tile.vectors[v].rows > least) add_rows<type>(block, tile, v, last, least, tile.vectors[v].rows);
-    v = last;
-  }
+  for_rows_seen(
+      std::span<const Vector>(tile.vectors, static_cast<size_t>(tile.n)),
+      [&](int first, int last, int begin, int end) { add_rows<type>(block, tile, first, last, begin, end); });
 }
 
 template <CacheType type>

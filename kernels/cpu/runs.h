@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <type_traits>
 
 #include "kernels/cpu/cpu.h"
@@ -100,6 +101,22 @@ template <int Most, class Visit>
     if (n < Most) return with_constant<Most - 1>(n, visit);
   }
   visit(std::integral_constant<int, Most>());
+}
+
+// How the vectors (query heads of tokens) of a tile are taken for its values: add(first, last, begin, end) is
+// called for the rows that all of them see, then for what those that see equally many see beyond.
+template <class Vector, class Add>
+void for_rows_seen(std::span<const Vector> vectors, const Add& add) {
+  const auto n = static_cast<int>(vectors.size());
+  int least = kAttentionBlock;
+  for (const Vector& v : vectors) least = std::min(least, v.rows);
+  add(0, n, 0, least);
+  for (int v = 0; v < n;) {
+    int last = v + 1;
+    while (last < n && vectors[last].rows == vectors[v].rows) ++last;
+    if (vectors[v].rows > least) add(v, last, least, vectors[v].rows);
+    v = last;
+  }
 }
 
 // The cosines and sines [pairs] of a distance: from the table, or, past its end, computed into `memory`
