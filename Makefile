@@ -256,15 +256,17 @@ test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emu
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test cuda_cache_rows_test
 	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention|CacheRows)' --output-on-failure --no-tests=error -j $(JOBS)
 
-# The same tests with the kernels as nvcc compiles them.
+# The same tests with the kernels as nvcc compiles them; the whole table of shapes and the real model without compute-sanitizer,
+# which makes them many times slower.
 GPU_TOOLS = memcheck racecheck synccheck
-test-gpu: build/release/build.ninja install ## the CUDA kernels' tests on this machine's GPU, under compute-sanitizer too where it is installed
+GPU_TESTS = kernels attention cache_rows cache cache_property backend
+test-gpu: build/release/build.ninja install weights ## all CUDA tests on this machine's GPU, under compute-sanitizer too where it is installed
 	@nvidia-smi -L >/dev/null 2>&1 || { echo 'test-gpu: no GPU on this machine' >&2; exit 2; }
 	@grep -q kvfold_gpu_tests build/release/build.ninja || { echo 'test-gpu: built without CUDA' >&2; exit 2; }
 	@cmake --build build/release -j $(JOBS) --target kvfold_gpu_tests
-	@set -e; for test in kernels attention cache_rows; do program=build/release/tests/cuda/cuda_$${test}_test_gpu; \
+	@set -e; for test in $(GPU_TESTS) model_real; do program=build/release/tests/cuda/cuda_$${test}_test_gpu; \
 	  KVFOLD_CUDA_FULL=1 $$program --gtest_brief=1; \
-	  command -v compute-sanitizer >/dev/null || continue; \
+	  command -v compute-sanitizer >/dev/null && [ $$test != model_real ] || continue; \
 	  for tool in $(GPU_TOOLS); do compute-sanitizer --tool $$tool --error-exitcode 1 $$program --gtest_brief=1; done; done
 
 test-planted-faults: build/release/build.ninja install ## faults planted in the CUDA kernels, one at a time: a test must notice each

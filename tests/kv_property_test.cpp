@@ -34,9 +34,9 @@ struct Pair {
 constexpr size_t kFarBytes = size_t{1} << 20;
 
 #if defined(KVFOLD_ON_DEVICE)
-// All programs on the emulated GPU, whose kernels change the rows.
+// All programs on the device of this backend, whose kernels change the rows.
 std::shared_ptr<PagePool> make_pool(CacheType type, uint64_t /*seed*/) {
-  static const std::shared_ptr<Backend> backend = must(make_backend("simt", {}));
+  static const std::shared_ptr<Backend> backend = must(make_backend(KVFOLD_ON_DEVICE, {}));
   return must(backend->make_pool(type, kShape.head_dim, kFarBytes));
 }
 constexpr int kPart = 4;

@@ -13,7 +13,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda/kernels.h"
 #include "tests/cuda/device_buffer.h"
-#include "tests/cuda/thread_orders.h"
+#include "tests/cuda/tested_device.h"
 
 namespace kvfold::testing {
 namespace {

@@ -11,7 +11,7 @@
 #include "engine/random.h"
 #include "kernels/cuda/kernels.h"
 #include "tests/cuda/device_buffer.h"
-#include "tests/cuda/thread_orders.h"
+#include "tests/cuda/tested_device.h"
 
 namespace kvfold::testing {
 namespace {

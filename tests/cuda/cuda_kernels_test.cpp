@@ -16,7 +16,7 @@
 #include "kernels/cuda/kernels.h"
 #include "kernels/formats/formats.h"
 #include "tests/cuda/device_buffer.h"
-#include "tests/cuda/thread_orders.h"
+#include "tests/cuda/tested_device.h"
 
 namespace kvfold::testing {
 namespace {

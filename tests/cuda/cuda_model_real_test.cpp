@@ -1,9 +1,9 @@
-// The real model on the emulated device: the CPU's greedy text, token for token, and phase 2a's plan case.
+// The real model on the device: the CPU's greedy text, token for token, and phase 2a's plan case.
 #include <gtest/gtest.h>
 
 #include "engine/kv/ops.h"
 #include "loaders/open.h"
-#include "tests/cuda/thread_orders.h"
+#include "tests/cuda/tested_device.h"
 
 namespace kvfold::testing {
 namespace {
@@ -49,7 +49,7 @@ std::string text_of(const Session& session, const std::vector<TokenId>& ids) {
 
 TEST(CudaModel, WritesTheCpusText) {
   std::vector<Text> texts;
-  for (const char* backend : {"cpu", "simt"}) {
+  for (const char* backend : {"cpu", kDevice}) {
     const std::unique_ptr<Session> session = open_on(backend);
     KvCache cache = session->make_cache();
     texts.push_back(greedy(*session, cache, "The capital of France is", 16));
@@ -60,7 +60,7 @@ TEST(CudaModel, WritesTheCpusText) {
 }
 
 TEST(CudaModel, PlansCaseOf2aSucceeds) {
-  const std::unique_ptr<Session> session = open_on("simt");
+  const std::unique_ptr<Session> session = open_on(kDevice);
   const std::string target = "Question: What is your name and where do you live?\nAnswer:";
   KvCache source = session->make_cache();
   const std::vector<TokenId> ids =

@@ -1,17 +1,27 @@
-// The orders in which the executor runs the threads of a block. On a GPU there is but one.
+// The device that a test runs on: the emulated one, in the orders in which the executor runs the threads of a
+// block, or this machine's GPU (KVFOLD_ON_GPU), which has but one order and tells nothing of what it does.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
-#if !defined(KVFOLD_ON_GPU)
 #include "tests/simt/emulated_device.h"
+
+#if !defined(KVFOLD_ON_GPU)
 #include "tests/simt/executor.h"
 #endif
 
 namespace kvfold::testing {
+
+// The backend's name.
+#if defined(KVFOLD_ON_GPU)
+inline constexpr const char* kDevice = "cuda";
+#else
+inline constexpr const char* kDevice = "simt";
+#endif
 
 // Sanitizers make the executor many times slower: tests then run on small shapes, in one order.
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -50,6 +60,15 @@ inline bool no_reports() {
   return simt::take_reports().empty();
 #else
   return true;
+#endif
+}
+
+// What the device has done and holds. A GPU does not say.
+inline std::optional<simt::DeviceUse> device_use() {
+#if !defined(KVFOLD_ON_GPU)
+  return simt::device_use();
+#else
+  return std::nullopt;
 #endif
 }
 
