@@ -152,13 +152,15 @@ TEST(Gap, IntervalsCoverTheTruth) {
 
 TEST(Crossing, SumsUpEachCondition) {
   std::vector<nlohmann::ordered_json> lines;
-  const std::map<std::string, double> nll = {
-      {"none", 6}, {"text", 4}, {"projected", 4.5}, {"mismatched", 6.5}, {"mean", 5.8}};
+  const std::map<std::string, double> nll = {{"none", 6},         {"text", 4},   {"projected", 4.5},
+                                             {"mismatched", 6.5}, {"mean", 5.8}, {"mismatched-text", 5.6}};
   for (const auto& [condition, value] : nll)
     for (int i = 0; i < 5; ++i) lines.push_back({{"condition", condition}, {"nll", value + 0.1 * i}});
   const nlohmann::ordered_json out = summarise_texts(lines, 1);
   EXPECT_NEAR(out.at("projected").at("g").at("value").get<double>(), 0.75, 1e-12);
   EXPECT_NEAR(out.at("projected").at("g_pair").at("value").get<double>(), 1.0, 1e-12);
+  EXPECT_NEAR(out.at("text").at("g_pair").at("value").get<double>(), 0.8, 1e-12);
+  EXPECT_FALSE(out.at("mean").contains("g_pair"));
   EXPECT_NEAR(out.at("mean").at("g").at("value").get<double>(), 0.1, 1e-12);
   EXPECT_FALSE(out.contains("noise"));
 }

@@ -195,7 +195,8 @@ TEST_F(ProjectCommand, ARunFitsAndJudges) {
       "--documents d.jsonl --facts f.jsonl -n 2");
   ASSERT_EQ(ran.status, 0) << ran.err;
   for (const char* word :
-       {"none", "text", "projected", "mismatched", "mean", "noise", "true-k", "true-v", "written", "G_pair"})
+       {"none", "text", "projected", "mismatched", "mismatched-text", "mean", "noise", "true-k", "true-v",
+        "written", "G_pair of projected caches", "G_pair of the receiver's own"})
     EXPECT_NE(ran.out.find(word), std::string::npos) << word;
   ran = run(
       "run_2e --source other.gguf --target tiny.gguf --projector whole/tiny.gguf-to-other.gguf.safetensors "

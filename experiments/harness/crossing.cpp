@@ -102,6 +102,7 @@ Status build_projected(const Crossing& c, std::span<const ProjectionText> texts,
   for (size_t i = 0; i < texts.size(); ++i) {
     const KvCache& truth = out.at("text")[i];
     out["mismatched"].push_back(projected[(i + 1) % texts.size()]);
+    out["mismatched-text"].push_back(out.at("text")[(i + 1) % texts.size()]);
     out["true-k"].push_back(halves(truth, projected[i]));
     out["true-v"].push_back(halves(projected[i], truth));
     KVFOLD_ASSIGN_OR_RETURN(KvCache mean, mean_cache(c, texts[i].context.target));

@@ -10,20 +10,21 @@
 namespace kvfold {
 
 // The conditions under which a receiver continues a text.
-//   none          its own empty cache
-//   text          its own cache of the context: the ceiling
-//   projected     the source's cache of the context, projected
-//   reference     the same by another projector, where one is given (--reference)
-//   mismatched    another text's projected cache
-//   shuffled      projected by a projector that was fitted to pairs of rows of different texts (--shuffled)
-//   mean          the projector's mean row at every place, its first row at the first
-//   noise         random rows of the mean, deviation and norms of text's
-//   true-k        text's K with the projected V
-//   true-v        text's V with the projected K
-//   written       what the source writes, asked to repeat the context, as the receiver's text
-inline constexpr const char* kCrossingConditions[] = {"none",       "text",     "projected", "reference",
-                                                      "mismatched", "shuffled", "mean",      "noise",
-                                                      "true-k",     "true-v",   "written"};
+//   none             its own empty cache
+//   text             its own cache of the context: the ceiling
+//   projected        the source's cache of the context, projected
+//   reference        the same by another projector, where one is given (--reference)
+//   mismatched       another text's projected cache
+//   mismatched-text  the receiver's own cache of that other text: what G_pair can be at most
+//   shuffled         by a projector that was fitted to pairs of rows of different texts (--shuffled)
+//   mean             the projector's mean row at every place, its first row at the first
+//   noise            random rows of the mean, deviation and norms of text's
+//   true-k           text's K with the projected V
+//   true-v           text's V with the projected K
+//   written          what the source writes, asked to repeat the context, as the receiver's text
+inline constexpr const char* kCrossingConditions[] = {
+    "none",     "text", "projected", "reference", "mismatched", "mismatched-text",
+    "shuffled", "mean", "noise",     "true-k",    "true-v",     "written"};
 
 // What crosses, from whom to whom.
 struct Crossing {
@@ -57,7 +58,8 @@ Result<std::vector<nlohmann::ordered_json>> measure_cases(const Crossing& crossi
                                                           const std::vector<std::string>& framings,
                                                           int count);
 
-// G, its interval, G_pair and its interval of each condition, from lines of measure_texts().
+// G and its interval of each condition, from lines of measure_texts(); G_pair, by how much the own text beats
+// another's in the gap, of projected caches and of the receiver's own.
 nlohmann::ordered_json summarise_texts(std::span<const nlohmann::ordered_json> lines, uint64_t seed);
 // Of each condition and kind: how often right is likelier than the twin's, with an interval, and how often it
 // is said.

@@ -57,8 +57,9 @@ Json summarise_texts(std::span<const Json> lines, uint64_t seed) {
     entry["nll"] = mean(own);
     entry["g"] =
         interval_json(gap_closed(none, text, own), gap_interval(none, text, none, own, seed), own.size());
-    if (at->first != "projected") continue;
-    const std::vector<double>& other = nll.at("mismatched");
+    const auto mismatched = nll.find(at->first == "projected" ? "mismatched" : "mismatched-text");
+    if ((at->first != "projected" && at->first != "text") || mismatched == nll.end()) continue;
+    const std::vector<double>& other = mismatched->second;
     // (mismatched - projected) / (none - text)
     const double pair = gap_closed(none, text, own) - gap_closed(none, text, other);
     entry["g_pair"] = interval_json(pair, gap_interval(none, text, other, own, seed), own.size());
@@ -194,6 +195,8 @@ class Run {
       std::string sums;
       for (const auto& entry : p->data().tensors)
         sums += checksum(std::as_bytes(std::span(entry.second.data)));
+      if (const auto gates = p->data().tensors.find("fuser.gate"); gates != p->data().tensors.end())
+        out["gates"] = gates->second.data;
       out["checksum"] = checksum(std::as_bytes(std::span(sums)));
       return out;
     };
@@ -272,16 +275,19 @@ class Run {
   void print(const Json& results, const std::string& folder) const {
     fmt::print("2e: Does a cache cross from one model to another?\n{} -> {}, {} texts of {}\n\n",
                options_.driver.model, options_.target, texts_.size(), options_.split);
-    fmt::print("{:12}{:>8}{:>8}  {}\n", "condition", "NLL", "G", "95%");
+    fmt::print("{:16}{:>8}{:>8}  {}\n", "condition", "NLL", "G", "95%");
     for (const auto& [name, entry] : results["texts"].items())
-      fmt::print("{:12}{:8.3f}{:8.3f}  [{:.3f}, {:.3f}]\n", name, entry["nll"].get<double>(),
+      fmt::print("{:16}{:8.3f}{:8.3f}  [{:.3f}, {:.3f}]\n", name, entry["nll"].get<double>(),
                  entry["g"]["value"].get<double>(), entry["g"]["low"].get<double>(),
                  entry["g"]["high"].get<double>());
-    const Json& pair = results["texts"]["projected"]["g_pair"];
-    fmt::print("G_pair {:.3f} [{:.3f}, {:.3f}]\n\n", pair["value"].get<double>(), pair["low"].get<double>(),
-               pair["high"].get<double>());
-    fmt::print("{:10}{:12}{:>14}{:>14}{:>11}{:>11}\n", "facts", "condition", "name likelier", "city likelier",
-               "name said", "city said");
+    for (const auto& [of, condition] :
+         {std::pair{"projected caches", "projected"}, std::pair{"the receiver's own", "text"}}) {
+      const Json& pair = results["texts"][condition]["g_pair"];
+      fmt::print("G_pair of {}: {:.3f} [{:.3f}, {:.3f}]\n", of, pair["value"].get<double>(),
+                 pair["low"].get<double>(), pair["high"].get<double>());
+    }
+    fmt::print("\n{:10}{:12}{:>14}{:>14}{:>11}{:>11}\n", "facts", "condition", "name likelier",
+               "city likelier", "name said", "city said");
     for (const auto& [kind, conditions] : results["facts"].items())
       for (const auto& [name, entry] : conditions.items())
         fmt::print("{:10}{:12}{:14.2f}{:14.2f}{:11.2f}{:11.2f}\n", kind, name,

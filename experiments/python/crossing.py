@@ -12,7 +12,8 @@ from html_parts import estimate, highlighted, number, table
 
 CONDITIONS = {
     "none": "an empty cache", "text": "the receiver's own cache of the context", "projected": "the source's cache, projected",
-    "reference": "the same by the other projector", "mismatched": "another text's, projected", "shuffled": "by a projector fitted to shuffled pairs",
+    "reference": "the same by the other projector", "mismatched": "another text's, projected", "mismatched-text": "the receiver's own cache of that other text",
+    "shuffled": "by a projector fitted to shuffled pairs",
     "mean": "the projector's mean row", "noise": "random rows of text's mean, deviation and norms", "true-k": "text's K with the projected V",
     "true-v": "text's V with the projected K", "written": "what the source writes when asked to repeat the context",
 }  # fmt: skip
@@ -28,11 +29,12 @@ def summarise(folder: Path, manifest: dict) -> dict:
     return {
         "target": manifest["target_model"],
         "split": manifest["split"],
-        "projector": {key: value for key, value in notes.items() if key not in ("flow", "explained")},
+        "projector": {key: value for key, value in notes.items() if key not in ("flow", "explained", "gates")},
         "texts": results["texts"],
         "facts": results["facts"],
         "flow": json.loads(notes["flow"]) if "flow" in notes else None,
         "explained": json.loads(notes["explained"]) if "explained" in notes else None,
+        "gates": notes.get("gates"),
         "cases": [line for line in lines if line["measure"] == "case"],
     }
 
@@ -45,7 +47,8 @@ def _texts(part: dict, plot_id: str, page) -> str:
     pair = part["texts"]["projected"]["g_pair"]
     return (
         page.plot(forest)
-        + f"<p>G_pair, by which the own projected cache beats another text's: {estimate(pair)} of the gap, n = {pair['n']}.</p>"
+        + f"<p>G_pair, by which the own projected cache beats another text's: {estimate(pair)} of the gap, n = {pair['n']}. "
+        f"Of the receiver's own caches, which is as much as can be had: {estimate(part['texts']['text']['g_pair'])}.</p>"
         + table([("condition", "text"), ("what the receiver has", "wide"), ("NLL, nats a token", "number"), ("G", "number")], rows, "gap closed")
     )
 
@@ -63,6 +66,7 @@ def _facts(part: dict) -> str:
 
 def _layers(part: dict, plot_id: str, page) -> str:
     body = ""
+    point = lambda v: {"value": v, "low": v, "high": v, "n": 1}  # noqa: E731
     if part["flow"]:
         flow = part["flow"]
         # Each target layer's shares: what matters is where it comes from, not how large its weights are.
@@ -71,9 +75,12 @@ def _layers(part: dict, plot_id: str, page) -> str:
         body += page.plot(plot, "Which source layers feed which target layer (share of each target layer's weights)")
     if part["explained"]:
         half = len(part["explained"]) // 2
-        point = lambda v: {"value": v, "low": v, "high": v, "n": 1}  # noqa: E731
         series = {name: [(i, point(v)) for i, v in enumerate(values)] for name, values in (("K", part["explained"][:half]), ("V", part["explained"][half:]))}
         body += page.plot(figures.curves(f"{plot_id}-explained", series, "target layer", "variance explained in training"), "How well rows are matched")
+    if part["gates"]:
+        # Logits, K and V of each target layer in turn; one above 0 is open.
+        series = {name: [(i, point(v)) for i, v in enumerate(part["gates"][k::2])] for k, name in enumerate("KV")}
+        body += page.plot(figures.curves(f"{plot_id}-gates", series, "target layer", "gate's logit: open above 0"), "The fuser's gates")
     return body
 
 

@@ -301,7 +301,7 @@ def write_run(folder: Path, phase: str, lines: list[dict]) -> Path:
 
 def crossing_run(folder: Path, texts: int = 12) -> None:
     """Phase 2e: projected closes 0.6 of a gap of 2 nats, another text's widens it by 0.1 of it."""
-    nll = {"none": 6.0, "text": 4.0, "projected": 4.8, "mismatched": 6.2, "mean": 5.9, "noise": 9.0, "true-k": 4.5, "true-v": 4.6, "written": 5.0}
+    nll = {"none": 6.0, "text": 4.0, "projected": 4.8, "mismatched": 6.2, "mismatched-text": 6.3, "mean": 5.9, "noise": 9.0, "true-k": 4.5, "true-v": 4.6, "written": 5.0}
     lines = [
         {"measure": "text", "group": "t", "lines": texts * len(nll), "trial": f"t/{i}", "kind": "k", "condition": c, "nll": v}
         for c, v in nll.items() for i in range(texts)
@@ -315,12 +315,13 @@ def crossing_run(folder: Path, texts: int = 12) -> None:
     at = lambda v: {"value": v, "low": v - 0.1, "high": v + 0.1, "n": texts}  # noqa: E731
     results = {"texts": {c: {"nll": v, "g": at((6 - v) / 2)} for c, v in nll.items()}}
     results["texts"]["projected"]["g_pair"] = at(0.7)
+    results["texts"]["text"]["g_pair"] = at(1.15)
     keys = ("name_likelier", "city_likelier", "name_margin", "city_margin", "said_name", "said_city")
     results["facts"] = {"known": {c: {k: at(0.8) for k in keys} for c in ("none", "text", "projected", "mismatched")}}
     write_run(folder, "2e", lines)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest |= {"target_model": "other", "split": "test", "results": results,
-                 "projector": {"kind": "ridge", "rank": "8", "flow": "[[1,2,3],[3,2,1]]", "explained": "[0.5,0.6,0.4,0.3]"}}  # fmt: skip
+                 "projector": {"kind": "ridge", "rank": "8", "flow": "[[1,2,3],[3,2,1]]", "explained": "[0.5,0.6,0.4,0.3]", "gates": [1.2, -0.3, 0.8, 2.0]}}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
