@@ -24,7 +24,7 @@ SWEEPS := run-position run-partial run-layers run-components run-signatures
 .PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults \
         test-differential fuzz fuzz-smoke fuzz-corpus soak mutants coverage $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
-        bench bench-peer profile test-cuda-full test-gpu test-planted-faults format tidy oracle clean
+        bench bench-peer profile test-cuda-full gpu-tests test-gpu test-planted-faults format tidy oracle clean
 .DELETE_ON_ERROR:
 
 all: release ## build everything into build/release (also the bare `make`)
@@ -260,10 +260,13 @@ test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emu
 # which makes them many times slower.
 GPU_TOOLS = memcheck racecheck synccheck
 GPU_TESTS = kernels attention cache_rows cache cache_property backend
-test-gpu: build/release/build.ninja install weights ## all CUDA tests on this machine's GPU, under compute-sanitizer too where it is installed
-	@nvidia-smi -L >/dev/null 2>&1 || { echo 'test-gpu: no GPU on this machine' >&2; exit 2; }
-	@grep -q kvfold_gpu_tests build/release/build.ninja || { echo 'test-gpu: built without CUDA' >&2; exit 2; }
+gpu-tests: build/release/build.ninja install ## build what test-gpu runs; needs nvcc and no GPU
+	@grep -q kvfold_gpu_tests build/release/build.ninja || { echo 'gpu-tests: built without CUDA' >&2; exit 2; }
 	@cmake --build build/release -j $(JOBS) --target kvfold_gpu_tests
+
+test-gpu: weights ## all CUDA tests on this machine's GPU, under compute-sanitizer too where it is installed
+	@nvidia-smi -L >/dev/null 2>&1 || { echo 'test-gpu: no GPU on this machine' >&2; exit 2; }
+	@$(MAKE) --no-print-directory gpu-tests
 	@set -e; for test in $(GPU_TESTS) model_real; do program=build/release/tests/cuda/cuda_$${test}_test_gpu; \
 	  KVFOLD_CUDA_FULL=1 $$program --gtest_brief=1; \
 	  command -v compute-sanitizer >/dev/null && [ $$test != model_real ] || continue; \
