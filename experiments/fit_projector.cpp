@@ -312,11 +312,6 @@ class Fit {
     data.notes["dev_gap_closed"] = fmt::format("{:.4f}", closed);
     data.notes["dev_texts"] = std::to_string(d.dev_tokens.size());
     data.notes["explained"] = nlohmann::json(solution.explained()).dump();
-    const Matrix flow = solution.flow();
-    nlohmann::json rows = nlohmann::json::array();
-    for (int64_t i = 0; i < flow.rows; ++i)
-      rows.push_back(std::vector<float>(flow.row(i), flow.row(i) + flow.columns));
-    data.notes["flow"] = rows.dump();
     data.notes[kTrainedOn] =
         id_hashes(std::span(train_).first(std::min(train_.size(), static_cast<size_t>(d.sums.texts()))));
     data.notes[kChosenOn] = id_hashes(dev_);

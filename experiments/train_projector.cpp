@@ -284,6 +284,10 @@ class Training {
     const TrainingState& state = trainer_->state();
     data.notes[kTrainedOn] += id_hashes(train_);
     data.notes[kChosenOn] += id_hashes(dev_);
+    // What the ridge's fit said of itself is not so any more.
+    data.notes.erase("explained");
+    data.notes["dev_gap_closed"] = fmt::format("{:.4f}", gap(state.best));
+    data.notes["dev_texts"] = std::to_string(dev_.size());
     data.notes["training"] = identity_;
     data.notes["training.steps"] = std::to_string(state.step);
     data.notes["training.best_step"] = std::to_string(state.best_step);

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "engine/kv/alignment.h"
+#include "engine/kv/ridge_projector.h"
 #include "tests/gaussian_tensor.h"
 #include "tests/temporary.h"
 #include "tests/tiny_model.h"
@@ -247,6 +248,37 @@ TEST(ProjectorFile, RefusesDamageAtEveryPlace) {
   }
   for (size_t size = 1; size < good.size(); size += 311)
     EXPECT_FALSE(load_projector(folder.write("bad", good.substr(0, size))).ok()) << size;
+}
+
+// Each block's norm: of a whole matrix, and of factors without their product.
+TEST(LayerFlow, IsTheNormOfEachBlock) {
+  const ProjectorData factors = random_ridge(5);
+  const std::vector<float>& down = factors.tensors.at("ridge.down").data;
+  const std::vector<float>& up = factors.tensors.at("ridge.up").data;
+  constexpr int kIn = 48;  // 3 layers of 16 columns to 2 of 16 rows
+  constexpr int kOut = 32;
+  ProjectorData whole = factors;
+  ProjectorTensor weight{{kOut, kIn}, {}, false};
+  double blocks[2][3] = {};
+  for (int i = 0; i < kOut; ++i)
+    for (int j = 0; j < kIn; ++j) {
+      double product = 0;
+      for (int k = 0; k < 5; ++k) product += double{up[i * 5 + k]} * double{down[k * kIn + j]};
+      weight.data.push_back(static_cast<float>(product));
+      blocks[i / 16][j / 16] += product * product;
+    }
+  whole.tensors.erase("ridge.down");
+  whole.tensors.erase("ridge.up");
+  whole.tensors["ridge.weight"] = weight;
+  ThreadPool threads(2);
+  for (const ProjectorData& data : {factors, whole}) {
+    const Matrix flow = layer_flow(data, threads);
+    ASSERT_EQ(flow.rows, 2);
+    ASSERT_EQ(flow.columns, 3);
+    for (int a = 0; a < 2; ++a)
+      for (int b = 0; b < 3; ++b)
+        EXPECT_NEAR(flow.row(a)[b] / std::sqrt(blocks[a][b]), 1, 1e-5);  // observed 2e-7
+  }
 }
 
 }  // namespace

@@ -327,17 +327,4 @@ std::vector<double> RidgeSolution::explained() const {
   return out;
 }
 
-Matrix RidgeSolution::flow() const {
-  const CacheShape& from = sums_->source_;
-  const CacheShape& to = sums_->target_;
-  const int in = 2 * from.kv_heads * from.head_dim;
-  const int width = 2 * to.kv_heads * to.head_dim;
-  Matrix out(to.layers, from.layers);
-  for (int64_t i = 0; i < weight_.rows; ++i)
-    for (int64_t j = 0; j < weight_.columns; ++j)
-      out.row(j / width)[i / in] += weight_.row(i)[j] * weight_.row(i)[j];
-  for (float& x : out.data) x = std::sqrt(x);
-  return out;
-}
-
 }  // namespace kvfold

@@ -69,9 +69,6 @@ class RidgeSolution {
 
   // Share of the variance explained on the rows it was fitted to, by part and target layer: [2][layers].
   std::vector<double> explained() const;
-  // How much of each target layer's prediction comes from each source layer: the norm of the block of w, K
-  // and V of both together, [target layers][source layers].
-  Matrix flow() const;
 
  private:
   explicit RidgeSolution(const RidgeSums& sums) : sums_(&sums) {}

@@ -1,6 +1,8 @@
 #include "engine/kv/ridge_projector.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 namespace kvfold {
 
@@ -59,6 +61,58 @@ void RidgeProjector::apply(const float* source, int rows, bool first, float* tar
     for (int64_t i = 0; i < out; ++i) target[r * out + i] = mean[i] + scale[i] * target[r * out + i];
   if (const auto at = t.find("ridge.first"); at != t.end() && first && rows > 0)
     std::copy(at->second.data.begin(), at->second.data.end(), target);
+}
+
+namespace {
+
+// a a^T
+Matrix gram(const MatrixRef& a, ThreadPool& threads) {
+  Matrix out(a.rows, a.rows);
+  multiply(a, a.transposed(), Sum::kSet, {out.data.data(), a.rows}, threads);
+  return out;
+}
+
+double squares(const MatrixRef& a) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.rows; ++i)
+    for (int64_t j = 0; j < a.columns; ++j) sum += std::pow(a.data[i * a.row_step + j * a.column_step], 2);
+  return sum;
+}
+
+}  // namespace
+
+Matrix layer_flow(const ProjectorData& data, ThreadPool& threads) {
+  const CacheShape& from = data.source.shape;
+  const CacheShape& to = data.target.shape;
+  const int64_t in = row_width(from);
+  const int64_t columns = in / from.layers;
+  const int64_t rows = row_width(to) / to.layers;
+  Matrix out(to.layers, from.layers);
+  if (const auto weight = data.tensors.find("ridge.weight"); weight != data.tensors.end()) {
+    for (int a = 0; a < to.layers; ++a)
+      for (int b = 0; b < from.layers; ++b) {
+        const float* block = weight->second.data.data() + a * rows * in + b * columns;
+        out.row(a)[b] = static_cast<float>(std::sqrt(squares({block, rows, columns, in})));
+      }
+    return out;
+  }
+  // |U D|^2 = <U^T U, D D^T>, which never has a block of weights in full.
+  const ProjectorTensor& down = data.tensors.at("ridge.down");
+  const ProjectorTensor& up = data.tensors.at("ridge.up");
+  const int64_t rank = down.shape[0];
+  std::vector<Matrix> sources;
+  for (int b = 0; b < from.layers; ++b)
+    sources.push_back(gram({down.data.data() + b * columns, rank, columns, in}, threads));
+  for (int a = 0; a < to.layers; ++a) {
+    const Matrix target =
+        gram(MatrixRef(up.data.data() + a * rows * rank, rows, rank, rank).transposed(), threads);
+    for (int b = 0; b < from.layers; ++b) {
+      const double square =
+          std::inner_product(target.data.begin(), target.data.end(), sources[b].data.begin(), 0.0);
+      out.row(a)[b] = static_cast<float>(std::sqrt(std::max(square, 0.0)));
+    }
+  }
+  return out;
 }
 
 }  // namespace kvfold

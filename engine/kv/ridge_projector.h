@@ -21,4 +21,9 @@ class RidgeProjector : public Projector {
 // Errors: a tensor named ridge.* is missing, unknown or of another shape.
 Status check_ridge_tensors(const ProjectorData& data);
 
+// How much of each target layer's rows comes from each source layer through the tensors named ridge.*: the
+// norm of the block of weights, in units of deviations, K and V of both together, [target layers][source
+// layers]. REQUIRES: check_ridge_tensors().
+Matrix layer_flow(const ProjectorData& data, ThreadPool& threads);
+
 }  // namespace kvfold

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "engine/kv/cache_metadata.h"
+#include "engine/kv/ridge_projector.h"
 #include "engine/printable.h"
 #include "engine/random.h"
 #include "experiments/harness/crossing.h"
@@ -186,7 +187,7 @@ class Run {
   Json describe() const { return describe_run(*source_, options_.driver); }
 
   Json what() const {
-    const auto describe_projector = [](const Projector* p) -> Json {
+    const auto describe_projector = [&](const Projector* p) -> Json {
       if (p == nullptr) return nullptr;
       Json out = {{"kind", p->data().kind}};
       for (const auto& [key, value] : p->data().notes)
@@ -195,6 +196,9 @@ class Run {
       std::string sums;
       for (const auto& entry : p->data().tensors)
         sums += checksum(std::as_bytes(std::span(entry.second.data)));
+      const Matrix flow = layer_flow(p->data(), *threads_);
+      for (int64_t i = 0; i < flow.rows; ++i)
+        out["flow"].push_back(std::vector<float>(flow.row(i), flow.row(i) + flow.columns));
       if (const auto gates = p->data().tensors.find("fuser.gate"); gates != p->data().tensors.end())
         out["gates"] = gates->second.data;
       out["checksum"] = checksum(std::as_bytes(std::span(sums)));

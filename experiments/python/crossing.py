@@ -32,7 +32,7 @@ def summarise(folder: Path, manifest: dict) -> dict:
         "projector": {key: value for key, value in notes.items() if key not in ("flow", "explained", "gates")},
         "texts": results["texts"],
         "facts": results["facts"],
-        "flow": json.loads(notes["flow"]) if "flow" in notes else None,
+        "flow": notes.get("flow"),
         "explained": json.loads(notes["explained"]) if "explained" in notes else None,
         "gates": notes.get("gates"),
         "cases": [line for line in lines if line["measure"] == "case"],
@@ -104,7 +104,7 @@ def add_crossings(page) -> None:
         "helps (mean), and so does any text of the kind (mismatched): what is specific to the text is G less theirs.</p>"
     )
     for i, part in enumerate(parts):
-        made = ", ".join(f"{k} {v}" for k, v in part["projector"].items() if k in ("kind", "rank", "lambda", "texts", "rows"))
+        made = ", ".join(f"{k} {v}" for k, v in part["projector"].items() if k in ("kind", "rank", "lambda", "texts", "rows", "training.steps", "training.best_step"))
         body += f"<h3>{escape(part['model'])} to {escape(part['target'])}</h3><p class=note>{escape(made)}; texts of the split {escape(part['split'])}</p>"
         body += _texts(part, f"crossing-{i}", page) + "<h4>Names and cities</h4>" + _facts(part) + _layers(part, f"crossing-{i}", page) + _cases(part)
     page.add("crossing", "From one model to another (2e)", body)

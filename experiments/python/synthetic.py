@@ -321,7 +321,7 @@ def crossing_run(folder: Path, texts: int = 12) -> None:
     write_run(folder, "2e", lines)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest |= {"target_model": "other", "split": "test", "results": results,
-                 "projector": {"kind": "ridge", "rank": "8", "flow": "[[1,2,3],[3,2,1]]", "explained": "[0.5,0.6,0.4,0.3]", "gates": [1.2, -0.3, 0.8, 2.0]}}  # fmt: skip
+                 "projector": {"kind": "ridge", "rank": "8", "flow": [[1, 2, 3], [3, 2, 1]], "explained": "[0.5,0.6,0.4,0.3]", "gates": [1.2, -0.3, 0.8, 2.0]}}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
