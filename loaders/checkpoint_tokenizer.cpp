@@ -9,6 +9,7 @@
 
 #include "engine/file.h"
 #include "engine/printable.h"
+#include "engine/tokenizer/bpe.h"
 #include "loaders/json.h"
 #include "loaders/limits.h"
 #include "loaders/sentencepiece_model.h"
@@ -65,10 +66,10 @@ class VocabularyReader {
     out_.space_prefix = pipeline.space_prefix;
     out_.one_space = pipeline.one_space;
     KVFOLD_RETURN_IF_ERROR(read_tokens(model));
-    KVFOLD_RETURN_IF_ERROR(read_added(json));
+    KVFOLD_RETURN_IF_ERROR(read_added(json, pipeline));
     name_unused();
     KVFOLD_RETURN_IF_ERROR(read_merges(model));
-    KVFOLD_RETURN_IF_ERROR(read_unknown(model));
+    KVFOLD_RETURN_IF_ERROR(read_unknown(model, pipeline));
     if (pipeline.byte_fallback) type_like_llama();
     out_.bos = config_.bos;
     out_.add_bos = !pipeline.begin_token.empty();
@@ -118,7 +119,8 @@ class VocabularyReader {
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject decoder, config.object("added_tokens_decoder"));
     for (const auto& [key, value] : decoder.value().items()) {
       KVFOLD_ASSIGN_OR_RETURN(const JsonObject token, decoder.object(key));
-      const Json id = Json::parse(key, nullptr, /*allow_exceptions=*/false);
+      Json id = Json::parse(key, nullptr, /*allow_exceptions=*/false);
+      if (id.is_discarded()) id = key;
       KVFOLD_ASSIGN_OR_RETURN(const bool special, token.flag("special", false));
       KVFOLD_ASSIGN_OR_RETURN(const std::string content, added_text(token));
       KVFOLD_RETURN_IF_ERROR(
@@ -171,7 +173,7 @@ class VocabularyReader {
     return std::string(content);
   }
 
-  Status read_added(const JsonObject& json) {
+  Status read_added(const JsonObject& json, const TokenizerPipeline& pipeline) {
     if (!json.has("added_tokens")) return {};
     KVFOLD_ASSIGN_OR_RETURN(const Json* added, json.array("added_tokens"));
     for (size_t i = 0; i < added->size(); ++i) {
@@ -179,6 +181,10 @@ class VocabularyReader {
                               json.object_in((*added)[i], fmt::format("added_tokens[{}]", i)));
       KVFOLD_ASSIGN_OR_RETURN(const std::string content, added_text(token));
       KVFOLD_ASSIGN_OR_RETURN(const bool special, token.flag("special", false));
+      KVFOLD_ASSIGN_OR_RETURN(const bool normalized, token.flag("normalized", false));
+      if (normalized && pipeline.normalizes)
+        return token.wrong("normalized", fmt::format("true for '{}'", printable(content)),
+                           "false, as the normaliser changes the text that it would be matched in");
       if (!token.has("id")) return token.wrong("id", "none", "an integer");
       KVFOLD_RETURN_IF_ERROR(place(token, "id", content, token.value()["id"],
                                    special ? TokenType::kControl : TokenType::kUserDefined));
@@ -211,10 +217,31 @@ class VocabularyReader {
     return {};
   }
 
-  Status read_unknown(const JsonObject& model) {
+  // Which token stands for what has none. GPT-2's file names an empty one, as it never needs it.
+  Status read_unknown(const JsonObject& model, const TokenizerPipeline& pipeline) {
     if (!model.has("unk_token")) return {};
     KVFOLD_ASSIGN_OR_RETURN(const std::string_view text, model.string("unk_token"));
-    return find(model, "unk_token", text, out_.unknown);
+    KVFOLD_ASSIGN_OR_RETURN(const bool fused, model.flag("fuse_unk", false));
+    const int lacking = byte_without_token(pipeline);
+    if (!text.empty() || lacking >= 0) KVFOLD_RETURN_IF_ERROR(find(model, "unk_token", text, out_.unknown));
+    if (lacking < 0) return {};
+    if (!pipeline.byte_fallback)
+      return model.wrong("vocab", fmt::format("no token for byte 0x{:02X}", lacking),
+                         "one for every byte, as there is an unk_token");
+    if (!fused)
+      return model.wrong("fuse_unk", "false",
+                         fmt::format("true, as there is no token for byte 0x{:02X}", lacking));
+    return {};
+  }
+
+  // The first byte that the vocabulary cannot write; -1 where it can write all.
+  int byte_without_token(const TokenizerPipeline& pipeline) const {
+    for (int byte = 0; byte < 256; ++byte)
+      if (!ids_.contains(pipeline.byte_fallback
+                             ? fmt::format("<0x{:02X}>", byte)
+                             : std::string(byte_level_character(static_cast<uint8_t>(byte)))))
+        return byte;
+    return -1;
   }
 
   Status find(const JsonObject& where, const std::string& key, std::string_view text, TokenId& out) const {
@@ -228,7 +255,9 @@ class VocabularyReader {
   // Types as Llama's own vocabulary has them. Merges stay merges: converters rank them by score, but only the
   // ranks tell which of two pairs with one union goes first.
   void type_like_llama() {
-    if (out_.unknown >= 0) out_.types[static_cast<size_t>(out_.unknown)] = TokenType::kUnknown;
+    // One that is no added token is not found in texts.
+    if (out_.unknown >= 0 && out_.types[static_cast<size_t>(out_.unknown)] != TokenType::kNormal)
+      out_.types[static_cast<size_t>(out_.unknown)] = TokenType::kUnknown;
     for (int byte = 0; byte < 256; ++byte)
       if (const auto at = ids_.find(fmt::format("<0x{:02X}>", byte)); at != ids_.end())
         out_.types[static_cast<size_t>(at->second)] = TokenType::kByte;

@@ -94,7 +94,8 @@ class PipelineReader {
       const bool spm = out_.byte_fallback;
       if (!spm && step.type == "NFC") {
         nfc_ = true;
-      } else if (spm && step.type == "Prepend" && !replaces_spaces_) {
+      } else if (spm && step.type == "Prepend" && !replaces_spaces_ &&
+                 out_.space_prefix == SpacePrefix::kNone) {
         KVFOLD_RETURN_IF_ERROR(expect(step.json, "prepend", kLowerBar));
         out_.space_prefix = SpacePrefix::kSegment;
       } else if (spm && step.type == "Replace") {
@@ -107,6 +108,9 @@ class PipelineReader {
                                spm ? "Prepend and Replace of spaces, as Llama's" : "NFC, or none");
       }
     }
+    if (out_.space_prefix != SpacePrefix::kNone && !replaces_spaces_)
+      return json_.wrong("normalizer", "Prepend", "Prepend and Replace of spaces, as Llama's");
+    out_.normalizes = !all.empty();
     return {};
   }
 
@@ -129,22 +133,31 @@ class PipelineReader {
       KVFOLD_RETURN_IF_ERROR(expect(step.json, "replacement", kLowerBar));
       KVFOLD_ASSIGN_OR_RETURN(const bool split, step.json.flag("split", true));
       if (split) return step.json.wrong("split", "true", "false");
-      std::string_view scheme = "always";
-      if (step.json.has("prepend_scheme")) {
-        KVFOLD_ASSIGN_OR_RETURN(scheme, step.json.string("prepend_scheme"));
-      }
-      if (scheme != "always" && scheme != "first" && scheme != "never")
-        return step.json.wrong("prepend_scheme", step.json.value()["prepend_scheme"],
-                               "always, first or never");
-      out_.space_prefix = scheme == "always"  ? SpacePrefix::kSegment
-                          : scheme == "first" ? SpacePrefix::kText
-                                              : SpacePrefix::kNone;
+      KVFOLD_RETURN_IF_ERROR(read_prepend_scheme(step.json));
       out_.one_space = true;
       replaces_spaces_ = true;
     }
     if (!replaces_spaces_)
       return json_.wrong("pre_tokenizer", "none",
                          "Metaspace, as the model falls back to bytes and the normaliser leaves spaces");
+    return {};
+  }
+
+  // What older files say by add_prefix_space may not contradict it.
+  Status read_prepend_scheme(const JsonObject& metaspace) {
+    std::string_view scheme = "always";
+    if (metaspace.has("prepend_scheme")) {
+      KVFOLD_ASSIGN_OR_RETURN(scheme, metaspace.string("prepend_scheme"));
+    }
+    if (scheme != "always" && scheme != "first" && scheme != "never")
+      return metaspace.wrong("prepend_scheme", metaspace.value()["prepend_scheme"], "always, first or never");
+    KVFOLD_ASSIGN_OR_RETURN(const bool prefix, metaspace.flag("add_prefix_space", true));
+    if (!prefix && scheme != "never")
+      return metaspace.wrong("add_prefix_space", "false",
+                             fmt::format("true, as prepend_scheme is {}", scheme));
+    out_.space_prefix = scheme == "always"  ? SpacePrefix::kSegment
+                        : scheme == "first" ? SpacePrefix::kText
+                                            : SpacePrefix::kNone;
     return {};
   }
 

@@ -16,6 +16,8 @@ struct TokenizerPipeline {
   SpacePrefix space_prefix = SpacePrefix::kNone;
   bool one_space = false;              // see VocabularySource
   std::string begin_token, end_token;  // written around every text; empty: none
+  // A normaliser changes texts. Added tokens are matched before it, as those with "normalized": false are.
+  bool normalizes = false;
 };
 
 // Errors: a step, or an option of one, that is none of the known combinations; one line with file and key.

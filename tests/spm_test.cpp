@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -13,6 +12,7 @@
 #include "engine/random.h"
 #include "loaders/model_loader.h"
 #include "loaders/sentencepiece_model.h"
+#include "tests/protobuf.h"
 #include "tests/temporary.h"
 
 namespace kvfold::testing {
@@ -123,21 +123,6 @@ TEST(Spm, UnknownWithoutByteTokens) {
   EXPECT_FALSE(Tokenizer::create(source, nullptr).ok());
 }
 
-// Protobuf by hand.
-std::string varint(uint64_t value) {
-  std::string out;
-  for (; value > 127; value >>= 7) out += static_cast<char>(value | 128);
-  return out + static_cast<char>(value);
-}
-std::string number(uint32_t field, uint64_t value) { return varint(field << 3) + varint(value); }
-std::string bytes(uint32_t field, const std::string& text) {
-  return varint(field << 3 | 2) + varint(text.size()) + text;
-}
-std::string piece(const std::string& text, float score, uint64_t type) {
-  std::string raw(4, '\0');
-  std::memcpy(raw.data(), &score, 4);
-  return bytes(1, bytes(1, text) + varint(2 << 3 | 5) + raw + number(3, type));
-}
 const std::string kPieces =
     piece("<unk>", 0, 2) + piece("<s>", 0, 3) + piece("</s>", 0, 3) + piece("a", -1, 1);
 const std::string kTrainer = bytes(2, number(3, 2));
@@ -186,6 +171,26 @@ const Broken kBroken[] = {
     {"bos_outside",
      kPieces + bytes(2, number(3, 2) + number(41, 99)) + kNormalizer,
      {"trainer_spec.bos_id", "99"}},
+    {"eos_outside",
+     kPieces + bytes(2, number(3, 2) + number(42, 4)) + kNormalizer,
+     {"trainer_spec.eos_id: found 4, expected an id up to 3, or -1"}},
+    {"padding_outside",
+     kPieces + bytes(2, number(3, 2) + number(43, 4)) + kNormalizer,
+     {"trainer_spec.pad_id"}},
+    {"words",
+     kPieces + bytes(2, number(3, 3)) + kNormalizer,
+     {"trainer_spec.model_type: found 3, expected 2, BPE"}},
+    {"keeps_spaces",
+     kPieces + kTrainer + bytes(3, number(4, 0) + number(5, 0)),
+     {"normalizer_spec.escape_whitespaces: found false, expected true"}},
+    {"type_0", piece("x", 0, 0), {"type 0"}},
+    {"text_is_number", bytes(1, number(1, 5)), {"piece 0: field 1 of another wire type"}},
+    {"score_is_number", bytes(1, bytes(1, "x") + number(2, 5)), {"piece 0: field 2 of another wire type"}},
+    {"type_is_text", bytes(1, bytes(1, "x") + bytes(3, "1")), {"piece 0: field 3 of another wire type"}},
+    {"piece_cut_short", bytes(1, bytes(1, "x") + "\x80"), {"a number cut short"}},
+    {"trainer_cut_short", bytes(2, number(3, 2) + "\x80"), {"a number cut short"}},
+    {"normalizer_cut_short", bytes(3, number(4, 0) + "\x80"), {"a number cut short"}},
+    {"field_2_to_29", varint(uint64_t{1} << 32) + "x", {"field number 536870912", "536870911"}},
     {"field_0", varint(0) + "x", {"field number 0"}},
     {"wire_3", varint(1 << 3 | 3), {"wire type 3"}},
     {"longer_than_file", varint(1 << 3 | 2) + varint(1000) + "x", {"1000 bytes", "left"}},
@@ -201,6 +206,30 @@ const Broken kBroken[] = {
 };
 std::string broken_name(const ::testing::TestParamInfo<Broken>& info) { return info.param.name; }
 INSTANTIATE_TEST_SUITE_P(, BrokenModel, ::testing::ValuesIn(kBroken), broken_name);
+
+// What is not looked at may stand anywhere, in any wire type.
+TEST(SentencePieceModel, OtherFieldsAreSkipped) {
+  const std::string other =
+      number(15, 7) + bytes(16, "text") + varint(17 << 3 | 5) + "four" + varint(18 << 3 | 1) + "eighteen";
+  const std::string plain = piece("<unk>", 0, 2) + piece("a", -1, 1) + piece("b", -1, 1);
+  const TemporaryFolder folder;
+  const auto read = [&](const std::string& file) {
+    Result<SentencePieceModel> model = read_sentencepiece_model(folder.write("tokenizer.model", file));
+    EXPECT_TRUE(model.ok()) << model.status().message();
+    return model.ok() ? model->source : VocabularySource();
+  };
+  const VocabularySource v =
+      read(other + plain + bytes(1, bytes(1, "c") + other) + bytes(4, "self-test") +
+           bytes(2, other + number(3, 2) + number(24, 0) + number(41, ~uint64_t{0}) + number(42, 3) +
+                        number(43, 0)) +
+           bytes(3, other + bytes(2, "") + number(3, 0) + number(4, 0) + number(5, 1)) + other);
+  EXPECT_EQ(v.scores, (std::vector<float>{0, -1, -1, 0}));
+  EXPECT_EQ(v.types[3], TokenType::kNormal);
+  EXPECT_EQ((std::vector<TokenId>{v.unknown, v.bos, v.eos, v.padding}), (std::vector<TokenId>{0, -1, 3, 0}));
+  EXPECT_FALSE(v.add_bos);
+  EXPECT_EQ(v.space_prefix, SpacePrefix::kNone);
+  EXPECT_EQ(read(plain + kTrainer + kNormalizer).space_prefix, SpacePrefix::kSegment);
+}
 
 // Cut short anywhere, the file is refused or read, and never read past its end.
 TEST(SentencePieceModel, TruncatedAnywhere) {

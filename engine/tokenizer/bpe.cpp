@@ -117,6 +117,8 @@ class Merger {
 
 }  // namespace
 
+std::string_view byte_level_character(uint8_t byte) { return alphabet().text[byte]; }
+
 BpeTokenizer::BpeTokenizer(VocabularySource source, std::shared_ptr<const void> storage)
     : Tokenizer(std::move(source), std::move(storage)), merges_(source_.merges.size()) {}
 

@@ -2,13 +2,18 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "engine/tokenizer/pre_tokenizer.h"
 #include "engine/tokenizer/token_map.h"
 #include "engine/tokenizer/tokenizer.h"
 
 namespace kvfold {
+
+// The character by which the tokens of byte-level BPE write a byte, in UTF-8.
+std::string_view byte_level_character(uint8_t byte);
 
 class BpeTokenizer final : public Tokenizer {
  public:

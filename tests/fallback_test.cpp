@@ -1,0 +1,172 @@
+// tokenizer.json of BPE with byte fallback, as Llama's vocabularies come: each variant of the pipeline that
+// is read, against Hugging Face's library (tests/oracle/make_fallback.py), and those that would give other
+// ids, refused.
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "tests/temporary.h"
+#include "tests/tokenizer_samples.h"
+
+namespace kvfold::testing {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+const std::string kFolder = data_path("tokenizers/fallback/");
+
+Json base() { return Json::parse(TemporaryFolder::read(kFolder + "tokenizer.json")); }
+Json variants() { return Json::parse(TemporaryFolder::read(kFolder + "variants.json")); }
+
+bool is_byte(const std::string& token) { return token.size() == 6 && token.starts_with("<0x"); }
+
+void rename_byte_tokens(Json& model) {
+  Json renamed;
+  for (const auto& [token, id] : model.at("vocab").items())
+    renamed[is_byte(token) ? "<no " + token.substr(3) : token] = id;
+  model["vocab"] = renamed;
+}
+
+void take_out(Json& added, const std::string& content) {
+  for (size_t i = added.size(); i-- > 0;)
+    if (added[i].at("content") == content) added.erase(i);
+}
+
+// The file of a variant, as the script makes it.
+Json file_of(const Json& changes) {
+  Json file = base();
+  for (const auto& [key, value] : changes.items()) {
+    if (value == "without <unk>") {
+      take_out(file[key], "<unk>");
+    } else if (key != "model") {
+      file[key] = value;
+    } else {
+      for (const auto& [inner, changed] : value.items()) {
+        if (changed == "without byte tokens") {
+          rename_byte_tokens(file["model"]);
+        } else {
+          file["model"][inner] = changed;
+        }
+      }
+    }
+  }
+  return file;
+}
+
+Result<std::shared_ptr<const Tokenizer>> open_tokenizer(const Json& file) {
+  const TemporaryFolder folder;
+  KVFOLD_ASSIGN_OR_RETURN(LoadedVocabulary loaded,
+                          load_vocabulary(folder.write("tokenizer.json", file.dump())));
+  return Tokenizer::create(std::move(loaded.source), std::move(loaded.storage));
+}
+
+// U+2581 in a text is a space ever after.
+std::string with_spaces(std::string_view text) {
+  constexpr std::string_view kBar = "\xE2\x96\x81";
+  std::string out;
+  for (; !text.empty(); text.remove_prefix(text.starts_with(kBar) ? kBar.size() : 1))
+    out += text.starts_with(kBar) ? ' ' : text[0];
+  return out;
+}
+
+// A prefix that the text has already is not written, and so is lost on the way back.
+bool comes_back(const std::string& name) {
+  return name == "llama" || name == "replace" || name == "replace-sequence" || name == "never" ||
+         name == "old-never";
+}
+
+TEST(Fallback, GivesTheIdsOfHuggingFace) {
+  const Json all = variants();
+  EXPECT_EQ(all.size(), 15U);
+  for (const auto& [name, changes] : all.items()) {
+    const auto tokenizer = open_tokenizer(file_of(changes));
+    ASSERT_TRUE(tokenizer.ok()) << name << ": " << tokenizer.status().message();
+    std::ifstream lines(kFolder + "samples.jsonl");
+    int count = 0;
+    for (std::string line; std::getline(lines, line); ++count) {
+      const auto sample = nlohmann::json::parse(line);
+      const auto text = sample.at("text").get<std::string>();
+      const auto& expected =
+          sample.at("ids").contains(name) ? sample.at("ids").at(name) : sample.at("ids").at("llama");
+      const std::vector<TokenId> ids = (*tokenizer)->encode(text);
+      ASSERT_EQ(ids, expected.get<std::vector<TokenId>>()) << name << ": " << text;
+      if (comes_back(name)) {
+        ASSERT_EQ((*tokenizer)->decode(ids), with_spaces(text)) << name;
+      }
+    }
+    EXPECT_EQ(count, 150);
+  }
+}
+
+void expect_refused(const std::function<void(Json&)>& change, const std::string& message) {
+  Json file = base();
+  change(file);
+  const auto tokenizer = open_tokenizer(file);
+  ASSERT_FALSE(tokenizer.ok()) << "expected: " << message;
+  const std::string& found = tokenizer.status().message();
+  EXPECT_TRUE(found.ends_with("tokenizer.json: " + message)) << found;
+}
+
+// Tokens that are matched in the normalised text: "<|user|>" would swallow the space before it.
+TEST(Fallback, NormalizedTokensAreRefusedBehindANormaliser) {
+  const std::string expected =
+      ", expected false, as the normaliser changes the text that it would be matched in";
+  expect_refused([](Json& file) { file["added_tokens"][1]["normalized"] = true; },
+                 "key 'added_tokens[1].normalized': found true for '<s>'" + expected);
+  expect_refused([](Json& file) { file["added_tokens"][1]["normalized"] = "yes"; },
+                 "key 'added_tokens[1].normalized': found the string 'yes', expected true or false");
+  Json file = file_of(variants().at("first"));
+  for (Json& token : file["added_tokens"]) token["normalized"] = true;
+  EXPECT_TRUE(open_tokenizer(file).ok());
+}
+
+// Where bytes have no tokens, the library writes the unknown one for each character, unless it is told to
+// fuse them.
+TEST(Fallback, UnknownTokensAreFusedOrRefused) {
+  expect_refused(
+      [](Json& file) {
+        rename_byte_tokens(file["model"]);
+        file["model"]["fuse_unk"] = false;
+      },
+      "key 'model.fuse_unk': found false, expected true, as there is no token for byte 0x00");
+  expect_refused([](Json& file) { file["model"]["fuse_unk"] = 1; },
+                 "key 'model.fuse_unk': found the number 1, expected true or false");
+  expect_refused([](Json& file) { file["model"]["unk_token"] = 0; },
+                 "key 'model.unk_token': found the number 0, expected a string");
+  expect_refused([](Json& file) { file["model"]["unk_token"] = "[UNK]"; },
+                 "key 'model.unk_token': found '[UNK]', expected a token of tokenizer.json");
+  Json file = base();
+  file["model"]["fuse_unk"] = false;  // never asked, as every byte has a token
+  EXPECT_TRUE(open_tokenizer(file).ok());
+}
+
+// The same of byte-level BPE, in which a byte that has no token is left out where the file names no unknown
+// one.
+TEST(Fallback, ByteLevelFilesWithAnUnknownTokenHaveAllBytes) {
+  Json file = Json::parse(TemporaryFolder::read(data_path("tokenizers/gpt-2/tokenizer.json")));
+  file["model"]["unk_token"] = "";  // as GPT-2's own
+  const auto tokenizer = open_tokenizer(file);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  EXPECT_EQ((*tokenizer)->source().unknown, -1);
+  file["model"]["unk_token"] = "<|endoftext|>";
+  EXPECT_EQ((*open_tokenizer(file))->source().unknown, 0);
+
+  file["model"]["vocab"].erase("\xC3\x80");  // of byte 0xC0, which is in no character
+  auto refused = open_tokenizer(file);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_TRUE(
+      refused.status().message().ends_with("key 'model.vocab': found no token for byte 0xC0, expected one "
+                                           "for every byte, as there is an unk_token"))
+      << refused.status().message();
+  file["model"]["unk_token"] = "";
+  refused = open_tokenizer(file);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_TRUE(refused.status().message().ends_with(
+      "key 'model.unk_token': found '', expected a token of tokenizer.json"))
+      << refused.status().message();
+  file["model"]["unk_token"] = nullptr;
+  EXPECT_TRUE(open_tokenizer(file).ok());
+}
+
+}  // namespace
+}  // namespace kvfold::testing
