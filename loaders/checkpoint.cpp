@@ -115,7 +115,8 @@ class CheckpointReader {
   Result<ModelSource> read() {
     out_.path = folder_;
     out_.config = config_.model;
-    out_.config.name = std::filesystem::absolute(folder_ + "/.").parent_path().filename().string();
+    out_.config.name =
+        std::filesystem::absolute(folder_ + "/.").lexically_normal().parent_path().filename().string();
     for (const Shard& shard : weights_.shards()) storage_->files.push_back(shard.file);
     out_.release = [files = storage_->files](const MatrixView& view) {
       const FormatInfo& format = format_info(view.type);

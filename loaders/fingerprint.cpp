@@ -4,8 +4,6 @@
 #define XXH_STATIC_LINKING_ONLY  // the state as a value
 #include <xxhash.h>
 
-#include <algorithm>
-
 #include "kernels/formats/formats.h"
 
 namespace kvfold {
@@ -26,8 +24,8 @@ class Hasher {
     if (view.data == nullptr) return;
     const FormatInfo& format = format_info(view.type);
     const int64_t size = view.rows * (view.columns / format.block_elements) * format.block_bytes;
-    add(view.data, static_cast<size_t>(std::min(size, kEnds)));
-    if (size <= 2 * kEnds) return;
+    if (size <= 2 * kEnds) return add(view.data, static_cast<size_t>(size));
+    add(view.data, kEnds);
     add(view.data + size - kEnds, kEnds);
     const int64_t middle = size - 2 * kEnds - kPiece;
     for (int64_t i = 0; i < kPieces && middle > 0; ++i) add(view.data + kEnds + middle / kPieces * i, kPiece);

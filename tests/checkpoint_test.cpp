@@ -8,18 +8,13 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <nlohmann/json.hpp>
 
 #include "loaders/open.h"
+#include "tests/checkpoint_copy.h"
 #include "tests/npy.h"
-#include "tests/temporary.h"
 
 namespace kvfold::testing {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-const std::string kData = std::string(KVFOLD_SOURCE_DIR) + "/tests/data/checkpoints/";
 
 // The largest difference of two rows of logits, as a share of the reference's largest magnitude.
 double worst(std::span<const float> ours, std::span<const float> reference) {
@@ -34,7 +29,7 @@ double worst(std::span<const float> ours, std::span<const float> reference) {
 class Checkpoint : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Checkpoint, GivesTheLogitsOfTransformers) {
-  const std::string folder = kData + GetParam();
+  const std::string folder = kCheckpoints + GetParam();
   OpenOptions options;
   options.cpu.precision = Precision::kExact;
   options.session.cache_type = CacheType::kF32;
@@ -61,28 +56,6 @@ INSTANTIATE_TEST_SUITE_P(, Checkpoint,
                                            "qwen2-14-2-tied", "llama-1kv-48", "llama-bias", "mistral-128",
                                            "qwen2-all-heads", "qwen3-48", "qwen3-128-tied"),
                          name_of);
-
-// A checkpoint to be broken: a copy of one that is good.
-class Copy {
- public:
-  explicit Copy(const std::string& name) {
-    for (const auto& entry : std::filesystem::directory_iterator(kData + name))
-      std::filesystem::copy(entry.path(), folder_.file(entry.path().filename().string()));
-  }
-  std::string path() const { return folder_.file(""); }
-  std::string file(const std::string& name) const { return folder_.file(name); }
-  void write(const std::string& name, const std::string& text) const { folder_.write(name, text); }
-  std::string read(const std::string& name) const { return TemporaryFolder::read(folder_.file(name)); }
-  void remove(const std::string& name) const { std::filesystem::remove(folder_.file(name)); }
-  void edit(const std::string& name, const std::function<void(Json&)>& change) const {
-    Json json = std::filesystem::exists(file(name)) ? Json::parse(read(name)) : Json::object();
-    change(json);
-    write(name, json.dump());
-  }
-
- private:
-  TemporaryFolder folder_;
-};
 
 struct Broken {
   const char* name;
