@@ -9,7 +9,7 @@
 
 #include "engine/printable.h"
 #include "engine/random.h"
-#include "engine/tokenizer/utf8.h"
+#include "engine/tokenizer/bpe.h"
 #include "kernels/formats/formats.h"
 #include "loaders/architectures.h"
 #include "loaders/gguf_save.h"
@@ -29,21 +29,16 @@ constexpr std::string_view kZephyr =
     "eos_token + '\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% "
     "endif %}";
 
-struct Shape {
-  std::string_view name, architecture;
-  int layers, model_dim, heads, kv_heads, ffn_dim, vocab_size, context_length;
-  float rope_base, norm_epsilon;
-  bool tied;
-  std::string_view pre_tokenizer;  // "": SPM
-  int unused;                      // tokens at the end of the vocabulary that are no text
-};
-
-// As the models' config.json files say. head_dim is 64 in all.
+// As the models' config.json files say.
 constexpr std::array kShapes = {
-    Shape{"tinyllama-1.1b", "llama", 22, 2048, 32, 4, 5632, 32000, 2048, 1e4F, 1e-5F, false, "", 0},
-    Shape{"smollm-360m", "llama", 32, 960, 15, 5, 2560, 49152, 2048, 1e4F, 1e-5F, true, "smollm", 0},
-    Shape{"qwen-0.5b", "qwen2", 24, 896, 14, 2, 4864, 151936, 32768, 1e6F, 1e-6F, true, "qwen2", 271},
-    Shape{"smollm-135m", "llama", 30, 576, 9, 3, 1536, 49152, 2048, 1e4F, 1e-5F, true, "smollm", 0},
+    RandomModelShape{"tinyllama-1.1b", "llama", 22, 2048, 32, 4, 5632, 32000, 2048, 1e4F, 1e-5F, false, "",
+                     0},
+    RandomModelShape{"smollm-360m", "llama", 32, 960, 15, 5, 2560, 49152, 2048, 1e4F, 1e-5F, true, "smollm",
+                     0},
+    RandomModelShape{"qwen-0.5b", "qwen2", 24, 896, 14, 2, 4864, 151936, 32768, 1e6F, 1e-6F, true, "qwen2",
+                     271},
+    RandomModelShape{"smollm-135m", "llama", 30, 576, 9, 3, 1536, 49152, 2048, 1e4F, 1e-5F, true, "smollm",
+                     0},
 };
 constexpr int kHeadDim = 64;
 
@@ -55,7 +50,7 @@ struct Texts {
 
 class Vocabulary {
  public:
-  Vocabulary(const Shape& shape, Texts& texts) : shape_(shape), texts_(texts) {}
+  Vocabulary(const RandomModelShape& shape, Texts& texts) : shape_(shape), texts_(texts) {}
 
   VocabularySource make() {
     if (shape_.pre_tokenizer.empty()) {
@@ -96,13 +91,8 @@ class Vocabulary {
     out_.model = "gpt2";
     out_.pre_tokenizer = shape_.pre_tokenizer;
     out_.chat_template = kChatMl;
-    char32_t next = 0x100;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-      std::string text;
-      utf8_append(printable ? static_cast<char32_t>(byte) : next++, text);
-      add(std::move(text), TokenType::kNormal);
-    }
+    for (int byte = 0; byte < 256; ++byte)
+      add(std::string(byte_level_character(static_cast<uint8_t>(byte))), TokenType::kNormal);
     const size_t unused = static_cast<size_t>(shape_.unused);
     words("\xC4\xA0", size() - unused - 3);
     for (const char* control : {"<|endoftext|>", "<|im_start|>", "<|im_end|>"})
@@ -130,7 +120,7 @@ class Vocabulary {
     }
   }
 
-  const Shape& shape_;
+  const RandomModelShape& shape_;
   Texts& texts_;
   VocabularySource out_;
 };
@@ -173,7 +163,8 @@ WeightType fitting(WeightType type, int64_t columns) {
   return type == WeightType::kQ4_K ? WeightType::kQ5_0 : WeightType::kQ8_0;
 }
 
-WeightType type_of(const std::string& name, int64_t columns, const Shape& shape, RandomTypes types) {
+WeightType type_of(const std::string& name, int64_t columns, const RandomModelShape& shape,
+                   RandomTypes types) {
   const bool makes_logits = name == (shape.tied ? "token_embd.weight" : "output.weight");
   if (makes_logits) return fitting(WeightType::kQ6_K, columns);
   if (types == RandomTypes::kQ4_0) return WeightType::kQ4_0;
@@ -189,7 +180,7 @@ WeightType type_of(const std::string& name, int64_t columns, const Shape& shape,
 }
 
 // The model without its weights: every view has its shape and no data.
-ModelSource describe(const Shape& shape) {
+ModelSource describe(const RandomModelShape& shape) {
   ModelSource out;
   ModelConfig& c = out.config;
   c.architecture = shape.architecture;
@@ -232,29 +223,31 @@ ModelSource describe(const Shape& shape) {
 
 std::vector<std::string_view> random_model_names() {
   std::vector<std::string_view> names;
-  for (const Shape& shape : kShapes) names.push_back(shape.name);
+  for (const RandomModelShape& shape : kShapes) names.push_back(shape.name);
   return names;
 }
 
 Status make_random_model(const std::string& like, RandomTypes types, uint64_t seed, const std::string& path) {
-  const Shape* shape = nullptr;
   std::string known;
-  for (const Shape& s : kShapes) {
-    if (s.name == like) shape = &s;
-    known += (known.empty() ? "" : ", ") + std::string(s.name);
+  for (const RandomModelShape& shape : kShapes) {
+    if (shape.name == like) return make_random_model(shape, types, seed, path);
+    known += (known.empty() ? "" : ", ") + std::string(shape.name);
   }
-  if (shape == nullptr)
-    return Status::error(fmt::format("--like {}: expected one of {}", printable(like), known));
+  return Status::error(fmt::format("--like {}: expected one of {}", printable(like), known));
+}
+
+Status make_random_model(const RandomModelShape& shape, RandomTypes types, uint64_t seed,
+                         const std::string& path) {
   Texts texts;
-  ModelSource source = describe(*shape);
-  source.vocabulary = Vocabulary(*shape, texts).make();
+  ModelSource source = describe(shape);
+  source.vocabulary = Vocabulary(shape, texts).make();
   Weights weights(seed);
   std::vector<GgufEntry> entries;
   for (const GgufTensorName& tensor : gguf_tensor_names(source)) {
     GgufEntry entry{tensor.name, {tensor.view.columns}, WeightType::kF32, {}};
     if (tensor.matrix) {
       entry.shape.push_back(tensor.view.rows);
-      entry.type = type_of(tensor.name, tensor.view.columns, *shape, types);
+      entry.type = type_of(tensor.name, tensor.view.columns, shape, types);
     }
     entry.bytes = [&weights, described = entry] { return weights.make(described); };
     entries.push_back(std::move(entry));
