@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/formats/formats.h"
 #include "loaders/model_loader.h"
 #include "loaders/open.h"
-#include "loaders/random_model.h"
 #include "tests/temporary.h"
 #include "tests/tiny_model.h"
 
@@ -129,6 +129,27 @@ TEST(Conversion, GgufToGguf) {
   EXPECT_EQ(TemporaryFolder::read(convert(folder, once, "none")), bytes);
 }
 
+// Of heads that are turned in part, the rest stays where it is.
+TEST(Conversion, RowsThatAreNotTurnedAreNotMoved) {
+  const TemporaryFolder folder;
+  Result<ModelSource> source = load_model_source(kData + "llama-1kv-48");  // heads of 48
+  ASSERT_TRUE(source.ok()) << source.status().message();
+  source->config.rope_factors = {};
+  source->config.rotary_dim = 4;
+  ThreadPool pool(1);
+  ASSERT_TRUE(convert_to_gguf(*source, {}, pool, folder.file("out.gguf")).ok());
+  const Result<ModelSource> converted = load_model_source(folder.file("out.gguf"));
+  ASSERT_TRUE(converted.ok()) << converted.status().message();
+  const MatrixView& from = source->layers[0].wq;
+  const auto bytes = static_cast<size_t>(from.columns * format_info(from.type).block_bytes);
+  for (int64_t row = 0; row < from.rows; ++row) {
+    constexpr int64_t kFrom[] = {0, 2, 1, 3};  // pairs (0, 2) and (1, 3) become neighbours
+    const int64_t at = row % 48 < 4 ? row - row % 48 + kFrom[row % 48] : row;
+    EXPECT_EQ(std::memcmp(converted->layers[0].wq.data + row * bytes, from.data + at * bytes, bytes), 0)
+        << row;
+  }
+}
+
 TEST(Conversion, NothingIsLeftOfAFileThatCannotBeWritten) {
   const TemporaryFolder folder;
   const Result<ModelSource> source = load_model_source(kData + "llama-32-4");
@@ -153,15 +174,43 @@ TEST(Quantization, TypesFitTheRows) {
   EXPECT_EQ(type("q4_0", 512, true), WeightType::kQ6_K);
   EXPECT_EQ(type("q4_1", 960, true), WeightType::kQ8_0);
   EXPECT_EQ(type("q8_0", 512, true), WeightType::kQ8_0);
-  EXPECT_FALSE(Quantization::parse("q3_k").ok());
+  EXPECT_EQ(Quantization::parse("q3_k").status().message(),
+            "--quantize q3_k: expected q4_0, q4_1, q8_0, q4_k or none");
+  EXPECT_TRUE(Quantization::parse("")->none);
 }
 
-// What it writes is tried by tests/random_model_real_test.cpp.
-TEST(RandomModel, UnknownNamesAreRefused) {
+// llama.cpp's numbers (enum llama_ftype).
+TEST(Quantization, FileTypes) {
+  const auto number = [](const char* name, WeightType stored) {
+    return quantization(name).file_type(stored);
+  };
+  EXPECT_EQ(number("none", WeightType::kF32), 0U);
+  EXPECT_EQ(number("none", WeightType::kF16), 1U);
+  EXPECT_EQ(number("none", WeightType::kBF16), 32U);
+  EXPECT_EQ(number("none", WeightType::kQ4_0), 2U);
+  EXPECT_EQ(number("none", WeightType::kQ4_1), 3U);
+  EXPECT_EQ(number("q8_0", WeightType::kF32), 7U);
+  EXPECT_EQ(number("q4_k", WeightType::kF16), 14U);
+}
+
+TEST(Quantization, WhatHasTheTypeStays) {
   const TemporaryFolder folder;
-  const Status status = make_random_model("gpt-5", RandomTypes::kQ4_0, 0, folder.file("x.gguf"));
-  EXPECT_NE(status.message().find("tinyllama-1.1b"), std::string::npos) << status.message();
-  EXPECT_EQ(folder.entries(), 0U);
+  TinyModelOptions options;
+  options.type = WeightType::kQ8_0;
+  Result<ModelSource> loaded = load_model_source(folder.write("tiny.gguf", tiny_model(options).build()));
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  loaded->release = {};  // as of a source that is in no file
+  ThreadPool pool(2);
+  for (const char* type : {"none", "q8_0"}) {
+    const ModelSource same = quantize_model(*loaded, quantization(type), pool);
+    EXPECT_EQ(same.layers[1].down.data, loaded->layers[1].down.data);
+    EXPECT_EQ(same.fingerprint, loaded->fingerprint);
+  }
+  const ModelSource other = quantize_model(*loaded, quantization("q4_0"), pool);
+  EXPECT_EQ(other.layers[1].down.type, WeightType::kQ4_0);
+  EXPECT_NE(other.fingerprint, loaded->fingerprint);
+  EXPECT_TRUE(convert_to_gguf(*loaded, quantization("q4_0"), pool, folder.file("out.gguf")).ok());
+  EXPECT_EQ(load_model_source(folder.file("out.gguf"))->fingerprint, other.fingerprint);
 }
 
 }  // namespace
