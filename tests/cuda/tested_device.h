@@ -30,6 +30,13 @@ inline constexpr bool kSanitized = true;
 inline constexpr bool kSanitized = false;
 #endif
 
+// A record of every access makes kernels slower still.
+#if defined(KVFOLD_SHADOW)
+inline constexpr bool kRecorded = true;
+#else
+inline constexpr bool kRecorded = false;
+#endif
+
 enum class ThreadOrder { kForward, kReverse, kShuffled };
 
 inline std::vector<ThreadOrder> thread_orders() {

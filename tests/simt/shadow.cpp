@@ -66,7 +66,7 @@ class Shadow final : public Observer, public MemoryObserver {
   void block_barrier() override { clocks_.block_barrier(); }
   void warp_barrier(int warp, uint32_t lanes) override { clocks_.warp_barrier(warp, lanes); }
   void thread_resumes(int thread) override { thread_ = thread; }
-  void launch_ends() override {}
+  void launch_ends() override;
   void atomic(const void* address, size_t bytes, bool writes) override {
     if (in_kernel) access(address, bytes, writes, true, nullptr);
   }
@@ -89,6 +89,7 @@ class Shadow final : public Observer, public MemoryObserver {
   void say(const std::string& fault, uint32_t site);
 
   uint32_t launch_ = 0;
+  bool seen_any_ = false;  // access of the launch
   uint32_t thread_ = 0;
   BlockClocks clocks_;
   std::vector<Watched> static_shared_;  // the kernel's __shared__ variables
@@ -111,6 +112,7 @@ void Shadow::launch_begins(const Launch& launch) {
     std::abort();
   }
   last_ = nullptr;
+  seen_any_ = false;
   static_shared_.clear();
   for (const MemoryRange& variable : shared_variables(launch.function)) {
     static_shared_.push_back(Watched{variable.begin, std::vector<Cell>(variable.bytes)});
@@ -124,6 +126,11 @@ void Shadow::launch_begins(const Launch& launch) {
       cell.readers = {};
     }
   }
+}
+
+// A kernel that touches nothing is one that was compiled without ${simt_shadow_options}.
+void Shadow::launch_ends() {
+  if (!seen_any_ && !has_faulted()) report("no access was seen: the kernel is not compiled for this record");
 }
 
 void Shadow::block_begins(uint32_t block, std::byte* dynamic_shared, size_t dynamic_shared_bytes) {
@@ -170,6 +177,7 @@ void Shadow::say(const std::string& fault, uint32_t site) {
 
 void Shadow::access(const void* address, size_t bytes, bool writes, bool atomic, const void* return_address) {
   if (has_faulted()) return;
+  seen_any_ = true;
   const uint32_t site =
       return_address == nullptr
           ? 0
