@@ -245,6 +245,7 @@ __device__ void score_rows(const AttentionArgs& a, const RowTable& table, int ro
       for (int h = 0; h < kHeads; ++h) scores[h * kAttentionBlock + i] = sums[h];
     }
     waiting &= ~__ballot_sync(kAllLanes, mine);
+    __syncwarp();  // the next queries come where these were; a vote orders no memory
   }
 }
 
@@ -260,6 +261,7 @@ __device__ void soften(int heads, int rows, float* scores, float* lanes, float* 
 #pragma unroll
     for (int step = 16; step > 0; step /= 2)
       largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    __syncwarp();  // all have read s[0]
     for (int r = lane; r < rows; r += 32) s[r] = exp_f32(s[r] - largest);
     __syncwarp();
     if (lane < 16) {

@@ -381,7 +381,7 @@ bool Executor::complete_meeting(const Warp& warp, const Thread& first) {
       if ((wanted >> other & 1U) != 0 && values[other] == t.value) t.result |= uint64_t{1} << other;
     }
   }
-  order_lanes(warp, wanted);
+  if (meeting == Meeting::kSync) order_lanes(warp, wanted);
   return true;
 }
 
@@ -393,6 +393,9 @@ void Executor::check_shuffle(const Thread& thread, uint32_t lanes) {
   report_at(fault, thread, thread.site);
 }
 
+// Of a __syncwarp alone: shuffles and votes bring lanes together but, as the CUDA C++ Programming Guide has
+// it, "do not guarantee any memory ordering".
+//
 // Lanes that meet share the lowest lane of their mask, and disjoint groups do not. By turns, because a lane
 // may come to its next meeting before another has left this one.
 void Executor::order_lanes(const Warp& warp, uint32_t lanes) {
@@ -426,7 +429,7 @@ SIMT_UNSANITIZED uint64_t Executor::meet(Meeting meeting, uint32_t mask, uint64_
   }
   self.state = State::kMeeting;
   wait();
-  sanitizer_acquire(self.met_at);
+  if (meeting == Meeting::kSync) sanitizer_acquire(self.met_at);
   return self.result;
 }
 

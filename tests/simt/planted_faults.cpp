@@ -51,6 +51,15 @@ __global__ void missing_warp_barrier(const float* in, float* out, bool planted) 
   out[element()] = tile[threadIdx.x ^ 5U];  // FAULT missing_warp_barrier
 }
 
+// A shuffle brings lanes together and orders no memory.
+__global__ void shuffle_for_a_barrier(const float* in, float* out, bool planted) {
+  __shared__ float tile[kThreads];
+  tile[threadIdx.x] = in[element()];
+  const float other = __shfl_xor_sync(kAll, in[element()], 5);
+  if (!planted) __syncwarp();
+  out[element()] = other + tile[threadIdx.x ^ 5U];  // FAULT shuffle_for_a_barrier
+}
+
 // A barrier of one half of the warp orders nothing in the other.
 __global__ void half_a_warp_barrier(const float* in, float* out, bool planted) {
   __shared__ float tile[kThreads];
@@ -206,6 +215,7 @@ const Case kCases[] = {
     {"missing_barrier", missing_barrier},
     {"missing_second_barrier", missing_second_barrier},
     {"missing_warp_barrier", missing_warp_barrier},
+    {"shuffle_for_a_barrier", shuffle_for_a_barrier},
     {"half_a_warp_barrier", half_a_warp_barrier},
     {"write_write_race", write_write_race},
     {"blocks_write_one_element", blocks_write_one_element},

@@ -96,6 +96,8 @@ INSTANTIATE_TEST_SUITE_P(
         Expected{"missing_second_barrier", "shadow", "race: "},
         Expected{"missing_warp_barrier", "tsan", kRace},
         Expected{"missing_warp_barrier", "shadow", "shared memory"},
+        Expected{"shuffle_for_a_barrier", "tsan", kRace},
+        Expected{"shuffle_for_a_barrier", "shadow", "race: read"},
         Expected{"half_a_warp_barrier", "tsan", kRace},
         Expected{"half_a_warp_barrier", "shadow", "race: read"}, Expected{"write_write_race", "tsan", kRace},
         Expected{"write_write_race", "shadow", "race: write of 4 bytes and the write"},
@@ -162,17 +164,16 @@ TEST_P(CleanTwin, PassesEveryBuildWithTheSameResults) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CleanTwin,
-                         ::testing::Values("missing_barrier", "missing_second_barrier",
-                                           "missing_warp_barrier", "half_a_warp_barrier", "write_write_race",
-                                           "blocks_write_one_element", "block_reads_its_neighbour",
-                                           "absent_lanes", "shuffle_from_outside", "divergent_barrier",
-                                           "return_before_barrier", "shared_out_of_bounds",
-                                           "dynamic_shared_out_of_bounds", "device_out_of_bounds",
-                                           "device_write_before_begin", "misaligned_wide_load",
-                                           "uninitialised_shared", "template_missing_barrier",
-                                           "template_uninitialised_shared", "template_shared_out_of_bounds",
-                                           "static_variable", "host_pointer", "order_of_threads"),
-                         [](const auto& test) { return std::string(test.param); });
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CleanTwin,
+    ::testing::Values("missing_barrier", "missing_second_barrier", "missing_warp_barrier",
+                      "shuffle_for_a_barrier", "half_a_warp_barrier", "write_write_race",
+                      "blocks_write_one_element", "block_reads_its_neighbour", "absent_lanes",
+                      "shuffle_from_outside", "divergent_barrier", "return_before_barrier",
+                      "shared_out_of_bounds", "dynamic_shared_out_of_bounds", "device_out_of_bounds",
+                      "device_write_before_begin", "misaligned_wide_load", "uninitialised_shared",
+                      "template_missing_barrier", "template_uninitialised_shared",
+                      "template_shared_out_of_bounds", "static_variable", "host_pointer", "order_of_threads"),
+    [](const auto& test) { return std::string(test.param); });
 
 }  // namespace
