@@ -432,7 +432,7 @@ void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer,
   const Range range(fmt::format("attention, layer {}", layer).c_str());
   const size_t one = cuda::attention_scratch_floats(1, blocks_, shape.heads, shape.head_dim);
   const int most = static_cast<int>(std::max<size_t>(1, kGpuAttentionBytes / sizeof(float) / one));
-  const int slice = std::min(most, batch_.tokens());
+  const int slice = std::min({most, batch_.tokens(), cuda::kMostAttentionTokens});
   auto* partials = scratch<float>(partials_, one * static_cast<size_t>(slice), "attention");
   if (!working()) return;
   const size_t count = static_cast<size_t>(slice) * blocks_ * shape.heads;

@@ -136,7 +136,9 @@ struct AttentionScratch {
 inline size_t attention_scratch_floats(int tokens, int blocks, int heads, int head_dim) {
   return static_cast<size_t>(tokens) * blocks * heads * (head_dim + 2);
 }
-// Tokens first .. first + tokens - 1 of the batch, each of which sees at most 256 * blocks rows.
+// Tokens first .. first + tokens - 1 of the batch, each of which sees at most 256 * blocks rows. REQUIRES:
+// tokens <= kMostAttentionTokens, as a grid is no longer.
+inline constexpr int kMostAttentionTokens = 65535;
 // q, out [rows][heads * head_dim].
 void attention(const DeviceBatch& batch, const KvShape& shape, const DeviceRope& rope, int layer, int first,
                int tokens, int blocks, float scale, const float* q, const AttentionScratch& scratch,

@@ -29,10 +29,10 @@ __device__ __forceinline__ float gated(float gate, float up) { return (gate / (1
 // A warp a group. `up` is null, or what silu(x) is multiplied with.
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const float* x, const float* up, int columns, const QuantizedRows out) {
-  const int group = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int group = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (group >= out.groups) return;
   const int column = group * kGroup + static_cast<int>(threadIdx.x % 32);
-  const size_t row = blockIdx.y;
+  const size_t row = blockIdx.x;
   float v = 0;
   if (column < columns) {
     v = x[row * columns + column];
@@ -100,7 +100,8 @@ void quantize(const float* x, int rows, int columns, const QuantizedRows& out, c
 void swiglu_quantize(const float* gate, const float* up, int rows, int columns, const QuantizedRows& out,
                      cudaStream_t stream) {
   if (rows == 0) return;
-  const dim3 grid((out.groups + kWarps - 1) / kWarps, rows);
+  // Rows along x, the only direction that takes more than 65,535 blocks.
+  const dim3 grid(rows, (out.groups + kWarps - 1) / kWarps);
   KVFOLD_LAUNCH(quantize_kernel, grid, kThreads, 0, stream, gate, up, columns, out);
 }
 

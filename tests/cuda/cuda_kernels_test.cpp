@@ -290,6 +290,18 @@ TEST_P(Kernels, RowsAreNormedGatedAndQuantisedAsPlain) {
   }
 }
 
+// A grid is at most 65,535 blocks high; rows may be more.
+TEST_P(Kernels, ManyRowsAreQuantised) {
+  constexpr int kRows = 65536;
+  if (!full()) GTEST_SKIP() << "16 million threads: with KVFOLD_CUDA_FULL=1";
+  const DeviceBuffer<float> x(std::vector<float>(kRows, 2.54F));
+  const DeviceBuffer<int8_t> q(size_t{kRows} * kGroup);
+  const DeviceBuffer<float> scales(kRows);
+  cuda::quantize(x.get(), kRows, 1, {q.get(), scales.get(), 1}, nullptr);
+  EXPECT_EQ(q.read()[size_t{kRows - 1} * kGroup], 127);
+  EXPECT_EQ(scales.read().back(), 2.54F / 127.0F);
+}
+
 // Ties, NaN, infinities and both zeros; less and more than a block's 4096 values, and more than two levels.
 TEST_P(Kernels, LikeliestAreThoseOfTheCpu) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
