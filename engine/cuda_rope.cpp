@@ -33,7 +33,7 @@ Status CudaRope::send(const RopeView& rope, cudaStream_t stream) {
   const float* query_sin = copy(rope.query_sin, queries);
   KVFOLD_RETURN_IF_ERROR(status);
   view_ = {key_cos, key_sin, query_cos, query_sin, frequencies, rope.distances, rope.pairs, rope.interleaved};
-  source_ = rope.key_cos;
+  frequencies_.assign(rope.frequencies, rope.frequencies + rope.pairs);
   return cuda_status(cudaStreamSynchronize(stream), kWhat);
 }
 

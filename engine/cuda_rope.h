@@ -1,6 +1,9 @@
 // The tables of RoPE in a GPU's memory.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "engine/cuda_device.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda/kernels.h"
@@ -9,9 +12,12 @@ namespace kvfold {
 
 class CudaRope {
  public:
-  // Whether send() would do anything: other tables, or such as reach further, than were sent before.
+  // Whether send() would do anything: other tables, or such as reach further, than were sent before. Told by
+  // what they are made of: where they lie tells nothing, as another model's may come to lie there.
   bool differs(const RopeView& rope) const {
-    return rope.key_cos != source_ || rope.distances != view_.distances;
+    return rope.distances != view_.distances || rope.interleaved != view_.interleaved ||
+           !std::equal(frequencies_.begin(), frequencies_.end(), rope.frequencies,
+                       rope.frequencies + rope.pairs);
   }
   // Errors: no memory; the device's. The stream must be idle. What view() gave before is not valid any more.
   Status send(const RopeView& rope, cudaStream_t stream);
@@ -20,7 +26,7 @@ class CudaRope {
  private:
   DeviceMemory memory_;
   cuda::DeviceRope view_{};
-  const float* source_ = nullptr;
+  std::vector<double> frequencies_;  // of the tables that were sent
 };
 
 }  // namespace kvfold
