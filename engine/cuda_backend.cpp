@@ -56,12 +56,15 @@ class Range {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const BackendOptions& options, const cudaDeviceProp& device, cudaStream_t stream)
-      : options_(options), device_(device), stream_(stream), threads_(ThreadPool::available()) {}
+  CudaBackend(const BackendOptions& options, const cudaDeviceProp& device, SharedStream stream)
+      : options_(options),
+        device_(device),
+        kept_(std::move(stream)),
+        stream_(kept_.get()),
+        threads_(ThreadPool::available()) {}
   ~CudaBackend() override {
-    forget_graphs();
     cudaStreamSynchronize(stream_);
-    cudaStreamDestroy(stream_);
+    forget_graphs();
   }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
@@ -77,7 +80,10 @@ class CudaBackend final : public Backend {
   void upload(std::span<const float> from, float* to) override;
   void download(const float* from, std::span<float> to) override;
   void likeliest(const float* logits, int rows, int columns, int k, std::span<TokenLogit> out) override;
-  Status status() const override { return status_; }
+  // What a kernel did wrong is known when it was waited for.
+  Status status() const override {
+    return status_.ok() ? cuda_status(cudaStreamSynchronize(stream_), "waiting for the GPU") : status_;
+  }
 
   void begin_pass(const Pass& pass) override;
   void end_pass() override;
@@ -129,6 +135,7 @@ class CudaBackend final : public Backend {
 
   BackendOptions options_;
   cudaDeviceProp device_;
+  SharedStream kept_;  // goes after cublas_, which works on it
   cudaStream_t stream_;
   ThreadPool threads_;  // for packing weights
   Cublas cublas_;
@@ -182,7 +189,7 @@ Result<std::shared_ptr<PagePool>> CudaBackend::make_pool(CacheType type, int hea
   const size_t bytes = std::min(budget_bytes, pool_bytes_) / page * page;
   DeviceMemory memory;
   KVFOLD_RETURN_IF_ERROR(memory.reserve(std::max(bytes, page), "cache pages"));
-  return PagePool::create(type, head_dim, std::make_unique<CudaPages>(std::move(memory), stream_), bytes);
+  return PagePool::create(type, head_dim, std::make_unique<CudaPages>(std::move(memory), kept_), bytes);
 }
 
 void CudaBackend::upload(std::span<const float> from, float* to) {
@@ -192,6 +199,7 @@ void CudaBackend::upload(std::span<const float> from, float* to) {
 
 void CudaBackend::download(const float* from, std::span<float> to) {
   if (from == gated_.out) finish_gated();
+  note(cudaGetLastError(), "a kernel");  // what made this may have been refused, and the copy still succeed
   note(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_), "download");
   note(cudaStreamSynchronize(stream_), "download");
   if (!status_.ok()) std::fill(to.begin(), to.end(), 0.0F);
@@ -212,6 +220,7 @@ void CudaBackend::likeliest(const float* logits, int rows, int columns, int k, s
   if (working()) {
     const Range range("likeliest");
     const uint64_t* found = cuda::likeliest(logits, rows, columns, k, memory, stream_);
+    note(cudaGetLastError(), "the likeliest tokens");
     note(cudaMemcpyAsync(keys.data(), found, keys.size() * sizeof(uint64_t), cudaMemcpyDeviceToHost, stream_),
          "the likeliest tokens");
     note(cudaStreamSynchronize(stream_), "the likeliest tokens");
@@ -443,11 +452,26 @@ void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer,
                     {partials, partials + count, partials + 2 * count}, out, stream_);
 }
 
+// The runtime says of a missing driver what it says of an old one.
+Result<int> count_devices() {
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error == cudaSuccess) return devices;
+  int driver = 0;
+  int runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  cudaGetLastError();
+  if (error != cudaErrorInsufficientDriver) return cuda_status(error, "looking for a GPU");
+  if (driver == 0) return Status::error("cuda: no NVIDIA driver found");
+  return Status::error(fmt::format("cuda: the NVIDIA driver knows CUDA {}.{}; {}.{} is needed", driver / 1000,
+                                   driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10));
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Backend>> make_cuda_backend(const BackendOptions& options) {
-  int devices = 0;
-  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaGetDeviceCount(&devices), "looking for a GPU"));
+  KVFOLD_ASSIGN_OR_RETURN(const int devices, count_devices());
   if (devices == 0) return Status::error("cuda: no GPU found");
   cudaDeviceProp device{};
   KVFOLD_RETURN_IF_ERROR(
@@ -455,9 +479,8 @@ Result<std::shared_ptr<Backend>> make_cuda_backend(const BackendOptions& options
   if (device.major * 10 + device.minor < kLeastCapability)
     return Status::error(fmt::format("cuda: {} has compute capability {}.{}; 7.5 or later is needed",
                                      device.name, device.major, device.minor));
-  cudaStream_t stream = nullptr;
-  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaStreamCreate(&stream), "making a stream"));
-  return std::shared_ptr<Backend>(new CudaBackend(options, device, stream));
+  KVFOLD_ASSIGN_OR_RETURN(SharedStream stream, make_stream());
+  return std::shared_ptr<Backend>(new CudaBackend(options, device, std::move(stream)));
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -15,6 +16,16 @@ namespace kvfold {
 inline Status cuda_status(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
   return Status::error(fmt::format("cuda: {}: {}", what, cudaGetErrorString(error)));
+}
+
+// A stream, kept by all who queue work on it: caches may outlive the backend that made their pages. Null is
+// the default stream.
+using SharedStream = std::shared_ptr<CUstream_st>;
+
+inline Result<SharedStream> make_stream() {
+  cudaStream_t stream = nullptr;
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaStreamCreate(&stream), "making a stream"));
+  return SharedStream(stream, [](cudaStream_t s) { cudaStreamDestroy(s); });
 }
 
 // Bytes on the device that only grow. Every growth is another address.

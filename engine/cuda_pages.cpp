@@ -1,5 +1,7 @@
 #include "engine/cuda_pages.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/kernels.h"
 
 namespace kvfold {
@@ -12,14 +14,21 @@ size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
+void CudaPages::finish_copy(cudaError_t queued, const char* what) {
+  const cudaError_t done = cudaStreamSynchronize(stream_);
+  if (status_.ok()) status_ = cuda_status(queued != cudaSuccess ? queued : done, what);
+}
+
 void CudaPages::read(size_t offset, std::span<std::byte> to) {
-  cudaMemcpyAsync(to.data(), memory_.get() + offset, to.size(), cudaMemcpyDeviceToHost, stream_);
-  cudaStreamSynchronize(stream_);
+  finish_copy(cudaMemcpyAsync(to.data(), memory_.get() + offset, to.size(), cudaMemcpyDeviceToHost, stream_),
+              "reading pages of a cache");
+  if (!status_.ok()) std::fill(to.begin(), to.end(), std::byte{0});
 }
 
 void CudaPages::write(size_t offset, std::span<const std::byte> from) {
-  cudaMemcpyAsync(memory_.get() + offset, from.data(), from.size(), cudaMemcpyHostToDevice, stream_);
-  cudaStreamSynchronize(stream_);
+  finish_copy(
+      cudaMemcpyAsync(memory_.get() + offset, from.data(), from.size(), cudaMemcpyHostToDevice, stream_),
+      "writing pages of a cache");
 }
 
 template <class T>

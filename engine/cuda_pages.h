@@ -8,12 +8,13 @@ namespace kvfold {
 
 class CudaPages final : public PageMemory, private RowComputer {
  public:
-  CudaPages(DeviceMemory memory, cudaStream_t stream) : memory_(std::move(memory)), stream_(stream) {}
+  CudaPages(DeviceMemory memory, SharedStream stream)
+      : memory_(std::move(memory)), kept_(std::move(stream)), stream_(kept_.get()) {}
   std::byte* base() const override { return memory_.get(); }
   bool on_host() const override { return false; }
-  // A failed copy leaves its error with the device, where the backend's status() finds it.
   void read(size_t offset, std::span<std::byte> to) override;
   void write(size_t offset, std::span<const std::byte> from) override;
+  Status status() const override { return status_; }
   RowComputer* computer() override { return this; }
 
  private:
@@ -21,12 +22,16 @@ class CudaPages final : public PageMemory, private RowComputer {
                      std::span<const RowRun> runs) override;
   Status row_norms(const KvPagesView& pages, std::span<const RowRun> runs, std::span<double> norms) override;
   void copy_rows(const KvPagesView& pages, std::span<const RowCopy> copies) override;
+  // Ends a copy that was asked for by a call that gave `queued`.
+  void finish_copy(cudaError_t queued, const char* what);
   // An array to scratch memory, `at` bytes from its beginning.
   template <class T>
   Result<std::span<const T>> send(std::span<const T> from, size_t at);
 
   DeviceMemory memory_;
   DeviceMemory scratch_;  // runs, and what else a kernel takes or gives
+  Status status_;
+  SharedStream kept_;
   cudaStream_t stream_;
 };
 

@@ -50,6 +50,7 @@ class Writer {
     run_on_threads(*cache_.pool(), plans_.size(), cache_bytes(cache_),
                    [&](size_t i, int thread) { written[i] = write_tensor(writer, i, buffers_[thread]); });
     for (Status& status : written) KVFOLD_RETURN_IF_ERROR(status);
+    KVFOLD_RETURN_IF_ERROR(cache_.pool()->status());
     set_checksums();
     return writer.finish(metadata_);
   }

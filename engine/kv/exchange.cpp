@@ -264,6 +264,7 @@ Status export_cache(const KvCache& cache, const CacheModelInfo& model, bool rota
            }});
   KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
   KVFOLD_RETURN_IF_ERROR(write_safetensors(file, export_metadata(cache, model, rotated), entries));
+  KVFOLD_RETURN_IF_ERROR(cache.pool()->status());
   return file.commit();
 }
 

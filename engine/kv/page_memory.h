@@ -36,6 +36,8 @@ class PageMemory {
   virtual void write(size_t offset, std::span<const std::byte> from) = 0;
   // Null where rows are worked on by the host alone.
   virtual RowComputer* computer() { return nullptr; }
+  // The first failure of read() or write(); what was to be read since is zero.
+  virtual Status status() const { return {}; }
 };
 
 // Address space of this process: memory is taken page by page as it is written. Errors: it cannot be had.

@@ -88,7 +88,7 @@ void PagePool::flush() {
 }
 
 Status PagePool::require(size_t pages) const {
-  if (pages <= capacity_ - held_) return {};
+  if (pages <= capacity_ - held_) return status();
   return Status::error(fmt::format("cache pool exhausted: {} bytes wanted, {} held, {} allowed",
                                    pages * page_bytes_, held_ * page_bytes_, capacity_ * page_bytes_));
 }

@@ -42,7 +42,10 @@ class PagePool {
   // As the backend's kernels see it.
   KvPagesView view() const { return {memory_->base(), page_bytes_, type_, head_dim_}; }
 
-  // An error that names the bytes wanted, held and allowed, unless `pages` more can be allocated now.
+  // What went wrong with a device that pages lie on. Asked after read() by whoever keeps what it gave.
+  Status status() const { return memory_->status(); }
+  // That, or an error that names the bytes wanted, held and allowed, unless `pages` more can be allocated
+  // now.
   Status require(size_t pages) const;
   // A page with one reference. REQUIRES: require(1).ok().
   PageId allocate();

@@ -4,7 +4,9 @@
 
 #include <cmath>
 
+#include "engine/cuda_rope.h"
 #include "engine/gpu_memory.h"
+#include "engine/kv/flat_rows.h"
 #include "engine/kv/ops.h"
 #include "loaders/model_loader.h"
 #include "tests/cuda/tested_device.h"
@@ -211,6 +213,44 @@ TEST(CudaBackend, CublasIsNearAndTheProbeChooses) {
   }
 }
 
+// Tables of another model that lie where the first one's lay.
+TEST(CudaBackend, TablesOfRopeAreToldByWhatTheyHold) {
+  std::vector<double> frequencies = {1, 0.25};
+  const std::vector<float> angles(2 * kPageRows, 1);
+  RopeView view{angles.data(), angles.data(), angles.data(), angles.data(), frequencies.data(), 8, 2, false};
+  CudaRope rope;
+  ASSERT_TRUE(rope.send(view, nullptr).ok());
+  EXPECT_FALSE(rope.differs(view));
+  frequencies[1] = 0.5;
+  EXPECT_TRUE(rope.differs(view));
+  ASSERT_TRUE(rope.send(view, nullptr).ok());
+  EXPECT_FALSE(rope.differs(view));
+  view.interleaved = true;
+  EXPECT_TRUE(rope.differs(view));
+  view.interleaved = false;
+  view.distances = 9;
+  EXPECT_TRUE(rope.differs(view));
+  view.distances = 8;
+  view.pairs = 1;
+  EXPECT_TRUE(rope.differs(view));
+}
+
+// A cache is a value: it is read, changed and dropped when its session is gone.
+TEST(CudaBackend, CachesOutliveTheirSession) {
+  TemporaryFolder folder;
+  std::vector<std::vector<float>> found;
+  for (const char* name : {"cpu", kDevice}) {
+    std::unique_ptr<Session> session = tiny_session(folder, {}, on(name));
+    KvCache cache = session->make_cache();
+    ASSERT_TRUE(session->feed(cache, tokens(9)).ok());
+    session.reset();
+    const KvCache scaled = must(scale(cache, 0.5, Selection::all(cache.shape(), cache.size())));
+    found.push_back(all_rows(scaled));
+  }
+  EXPECT_EQ(found[1], found[0]);
+  EXPECT_TRUE(no_reports());
+}
+
 TEST(CudaBackend, SaysWhatMemoryItPlans) {
   TemporaryFolder folder;
   OpenOptions options = on(kDevice);
@@ -277,11 +317,60 @@ TEST(CudaBackend, FailuresOfTheDeviceAreErrors) {
   simt::reset_device();
 }
 
+// The first launches of a token's pass and its last ones, which make the logits, one at a time. A copy of
+// what a refused one should have made succeeds.
+TEST(CudaBackend, ARefusedLaunchIsAnError) {
+  TemporaryFolder folder;
+  const std::string path = folder.write("tiny.gguf", tiny_model({}).build());
+  const std::vector<TokenId> token = {7};
+  Sampler sampler({});
+  simt::reset_device();
+  uint64_t launches = 0;
+  for (const bool greedy : {false, true})
+    for (uint64_t nth = 0; nth <= launches; ++nth) {
+      if (nth > 2 && nth + 5 < launches) continue;
+      simt::reset_device();
+      {
+        const std::unique_ptr<Session> session = must(open_session(path, on(kDevice)));
+        KvCache cache = session->make_cache();
+        if (nth > 0) simt::fail_call(simt::Call::kRefusedLaunch, static_cast<int>(nth));
+        const bool fed =
+            greedy ? session->feed(cache, token, sampler).ok() : session->feed(cache, token).ok();
+        EXPECT_EQ(fed, nth == 0) << "launch " << nth << (greedy ? ", greedy" : "");
+      }
+      if (nth == 0) launches = simt::device_use().kernels;
+    }
+  EXPECT_GT(launches, 10U);
+  simt::reset_device();
+}
+
+// Also where nothing is brought over that would show it.
+TEST(CudaBackend, AFaultOfAFeedWithoutLogitsIsItsError) {
+  TemporaryFolder folder;
+  simt::reset_device();
+  {
+    const std::unique_ptr<Session> session = tiny_session(folder, {}, on(kDevice));
+    KvCache cache = session->make_cache();
+    const std::vector<TokenId> text = tokens(5);
+    must(session->feed(cache, text));  // scratch memory has its size: to free memory is to wait
+    simt::fail_call(simt::Call::kLaunch, 3);
+    const Feed feed{&cache, text, Wanted::kNone};
+    EXPECT_FALSE(session->feed(std::span(&feed, 1), [](int, int, std::span<const float>) {}).ok());
+  }
+  simt::reset_device();
+}
+
 TEST(CudaBackend, WithoutAGpuTheErrorSaysSo) {
   simt::set_device_count(0);
   const Result<std::shared_ptr<Backend>> backend = make_backend(kDevice, {});
   simt::reset_device();
   ASSERT_FALSE(backend.ok());
+  simt::set_driver_version(0);
+  EXPECT_EQ(make_backend(kDevice, {}).status().message(), "cuda: no NVIDIA driver found");
+  simt::set_driver_version(12040);
+  EXPECT_EQ(make_backend(kDevice, {}).status().message(),
+            "cuda: the NVIDIA driver knows CUDA 12.4; 13.0 is needed");
+  simt::reset_device();
   const Result<std::shared_ptr<Backend>> unknown = make_backend("vulkan", {});
   ASSERT_FALSE(unknown.ok());
   EXPECT_NE(unknown.status().message().find("cpu, simt"), std::string::npos) << unknown.status().message();

@@ -6,9 +6,11 @@
 #include <functional>
 
 #include "engine/cuda_pages.h"
+#include "engine/kv/cache_file.h"
 #include "engine/kv/ops.h"
 #include "engine/random.h"
 #include "tests/cuda/tested_device.h"
+#include "tests/temporary.h"
 
 namespace kvfold::testing {
 namespace {
@@ -188,6 +190,29 @@ TEST_P(DeviceCache, NoiseCrossesByPage) {
   pool->flush();
   EXPECT_EQ(simt::device_use().copies_to_host - use.copies_to_host, held);
   EXPECT_EQ(simt::device_use().copies_to_device - use.copies_to_device, made);
+}
+
+// Of a device that is lost nothing is written, and no rows are made of what it did not give.
+TEST(DeviceCacheErrors, NoFileHoldsWhatCouldNotBeRead) {
+  const CacheShape shape{2, 2, 4};
+  for (const simt::Call call : {simt::Call::kMemcpy, simt::Call::kSynchronize}) {
+    simt::reset_device();
+    {
+      TemporaryFolder folder;
+      const std::shared_ptr<PagePool> pool = device_pool(CacheType::kF16, 4);
+      const KvCache cache = random_cache(pool, shape, 1);
+      pool->flush();
+      const std::string path = folder.file("rows.safetensors");
+      simt::fail_call(call, 3);
+      const Status saved = save_cache(cache, {}, path);
+      ASSERT_FALSE(saved.ok());
+      EXPECT_NE(saved.message().find("cuda: reading pages of a cache: "), std::string::npos)
+          << saved.message();
+      EXPECT_EQ(folder.entries(), 0U);
+      EXPECT_FALSE(noise(cache, Selection::all(shape, kRows), NoiseKind::kMatched, 1).ok());
+    }
+    simt::reset_device();
+  }
 }
 
 TEST(DeviceCacheErrors, ComeOut) {

@@ -37,6 +37,7 @@ bool planted_failure(Call call) {
 
 void fail_call(Call call, int nth, bool forever) { device().failures[call] = {nth, forever}; }
 void set_device_count(int count) { device().device_count = count; }
+void set_driver_version(int version) { device().driver_version = version; }
 void set_device_memory(size_t bytes) { device().memory = bytes; }
 void set_memory_observer(MemoryObserver* observer) { device().observer = observer; }
 
@@ -177,6 +178,7 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
+  if (simt::device().driver_version < CUDART_VERSION) return simt::finish(cudaErrorInsufficientDriver);
   *count = simt::device().device_count;
   return simt::finish(*count == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
@@ -238,6 +240,6 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
+  *version = simt::device().driver_version;
   return simt::finish(cudaSuccess);
 }

@@ -56,6 +56,7 @@ namespace simt {
 
 struct DeviceState {
   int device_count = 1;
+  int driver_version = CUDART_VERSION;
   size_t memory = kDeviceMemory;
   std::map<const std::byte*, size_t> allocations;       // device memory: begin -> bytes
   std::map<const std::byte*, size_t> host_allocations;  // pinned host memory

@@ -135,6 +135,7 @@ void enqueue_launch(const char* name, const void* kernel, dim3 grid, dim3 block,
   Launch launch{name, grid, block, shared_bytes, std::move(body), kernel};
   cudaError_t error = stream == nullptr ? cudaErrorInvalidResourceHandle : check_launch(launch, kernel);
   if (error == cudaSuccess && device().device_count == 0) error = cudaErrorNoDevice;
+  if (error == cudaSuccess && planted_failure(Call::kRefusedLaunch)) error = cudaErrorLaunchOutOfResources;
   if (error == cudaSuccess) {
     error = enqueue(*stream, [launch = std::move(launch)] {
       if (planted_failure(Call::kLaunch)) return cudaErrorLaunchFailure;

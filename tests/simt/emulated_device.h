@@ -22,14 +22,26 @@ inline constexpr size_t kDeviceMemory = size_t{6} << 30;
 // is still allocated is freed; streams, events and graphs are forgotten.
 void reset_device();
 
-void set_device_count(int count);  // 0: a machine without a GPU
+void set_device_count(int count);      // 0: a machine without a GPU
+void set_driver_version(int version);  // as cudaDriverGetVersion gives it; 0: no driver
 void set_device_memory(size_t bytes);
 
 // The runtime's functions that can be made to fail.
-enum class Call { kMalloc, kMallocHost, kMemcpy, kMemset, kLaunch, kSynchronize, kGraph, kBlas };
+enum class Call {
+  kMalloc,
+  kMallocHost,
+  kMemcpy,
+  kMemset,
+  kLaunch,
+  kRefusedLaunch,
+  kSynchronize,
+  kGraph,
+  kBlas
+};
 // The `nth` such call from now on (1: the next) fails once, or it and all after it when `forever`. kMalloc
-// and kMallocHost give cudaErrorMemoryAllocation, kBlas CUBLAS_STATUS_EXECUTION_FAILED, the others
-// cudaErrorLaunchFailure, which sticks.
+// and kMallocHost give cudaErrorMemoryAllocation, kBlas CUBLAS_STATUS_EXECUTION_FAILED, kRefusedLaunch
+// cudaErrorLaunchOutOfResources, of which cudaGetLastError alone tells, the others cudaErrorLaunchFailure,
+// which sticks.
 void fail_call(Call call, int nth, bool forever = false);
 
 struct DeviceUse {
