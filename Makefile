@@ -267,6 +267,7 @@ gpu-tests: build/release/build.ninja install ## build what test-gpu runs; needs 
 test-gpu: weights ## all CUDA tests on this machine's GPU, under compute-sanitizer too where it is installed
 	@nvidia-smi -L >/dev/null 2>&1 || { echo 'test-gpu: no GPU on this machine' >&2; exit 2; }
 	@$(MAKE) --no-print-directory gpu-tests
+	@command -v compute-sanitizer >/dev/null || echo 'test-gpu: no compute-sanitizer in PATH: the tests run without it' >&2
 	@set -e; for test in $(GPU_TESTS) model_real; do program=build/release/tests/cuda/cuda_$${test}_test_gpu; \
 	  KVFOLD_CUDA_FULL=1 $$program --gtest_brief=1; \
 	  command -v compute-sanitizer >/dev/null && [ $$test != model_real ] || continue; \

@@ -170,6 +170,7 @@ cudaError_t cudaFree(void* pointer) {
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned /*flags*/) {
   if (pointer == nullptr) return finish(cudaErrorInvalidValue);
   *pointer = nullptr;
+  if (const cudaError_t error = simt::refuse_during_capture(); error != cudaSuccess) return finish(error);
   if (bytes == 0) return finish(cudaSuccess);
   if (simt::planted_failure(simt::Call::kMallocHost)) return finish(cudaErrorMemoryAllocation);
   *pointer = simt::allocate(device().host_allocations, bytes);
@@ -182,6 +183,7 @@ cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
 
 cudaError_t cudaFreeHost(void* pointer) {
   if (pointer == nullptr) return finish(cudaSuccess);
+  if (const cudaError_t error = simt::refuse_during_capture(); error != cudaSuccess) return finish(error);
   if (const cudaError_t error = simt::drain_all(); error != cudaSuccess) return finish(error);
   if (device().host_allocations.erase(static_cast<std::byte*>(pointer)) == 0) {
     return finish(

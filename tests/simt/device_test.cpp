@@ -173,14 +173,20 @@ TEST_F(DeviceTest, CaptureRefusesWhatWaitsOrAllocates) {
   cudaStream_t stream = nullptr;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
   void* other = nullptr;
+  void* pinned = nullptr;
+  ASSERT_EQ(cudaMallocHost(&pinned, 4), cudaSuccess);
   cudaGraph_t graph = nullptr;
-  const std::vector<std::function<cudaError_t()>> calls = {
-      [&] { return cudaMalloc(&other, 4); }, [&] { return cudaFree(x); },
-      [&] { return cudaStreamSynchronize(stream); }, [&] { return cudaDeviceSynchronize(); },
-      [&] {
-        float host = 0;
-        return cudaMemcpy(&host, x, 4, cudaMemcpyDeviceToHost);
-      }};
+  const std::vector<std::function<cudaError_t()>> calls = {[&] { return cudaMalloc(&other, 4); },
+                                                           [&] { return cudaFree(x); },
+                                                           [&] { return cudaMallocHost(&other, 4); },
+                                                           [&] { return cudaFreeHost(pinned); },
+                                                           [&] { return cudaStreamSynchronize(stream); },
+                                                           [&] { return cudaDeviceSynchronize(); },
+                                                           [&] {
+                                                             float host = 0;
+                                                             return cudaMemcpy(&host, x, 4,
+                                                                               cudaMemcpyDeviceToHost);
+                                                           }};
   for (const auto& call : calls) {
     ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
     EXPECT_EQ(call(), cudaErrorStreamCaptureUnsupported);
