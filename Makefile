@@ -254,7 +254,7 @@ coverage: install build/coverage/build.ninja ## lines and branches that the test
 
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test cuda_cache_rows_test
-	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R 'Orders/(Kernels|Attention|CacheRows)' --output-on-failure --no-tests=error -j $(JOBS)
+	@KVFOLD_CUDA_FULL=1 ctest --test-dir build/release -R '^Orders/(Kernels|Attention|CacheRows)' --output-on-failure --no-tests=error -j $(JOBS)
 
 # The same tests with the kernels as nvcc compiles them; the whole table of shapes and the real model without compute-sanitizer,
 # which makes them many times slower.
