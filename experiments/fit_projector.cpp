@@ -26,6 +26,7 @@ struct FitOptions {
   std::vector<double> lambdas = {0.001, 0.003, 0.01, 0.03, 0.1};
   std::vector<int> curve;
   std::string metric = "lanes";
+  std::string backend = "auto";
   int threads = 0;
   bool whole = false;
   bool shuffle = false;
@@ -80,9 +81,11 @@ class Fit {
 
  private:
   Result<std::unique_ptr<Session>> open_model(const std::string& name) const {
-    OpenOptions open;
-    open.cpu.threads = options_.threads;
-    return open_session(name, open);
+    DriverOptions open;
+    open.model = name;
+    open.backend = options_.backend;
+    open.threads = options_.threads;
+    return open_session(open);
   }
 
   Status open() {
@@ -360,6 +363,7 @@ int main(int argc, char** argv) {
   app.add_option("--metric", o.metric, "what a rank is to keep: dimensions alike, or as lanes vary")
       ->check(CLI::IsMember({"dimensions", "lanes"}))
       ->capture_default_str();
+  add_backend_option(app, o.backend);
   app.add_option("--threads", o.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   CLI::Option* shuffle = app.add_flag(

@@ -29,6 +29,7 @@ struct Options {
   int evaluate_every = 50;
   int save_every = 25;
   int patience = 4;
+  std::string backend = "auto";  // of the contexts' passes; training itself is the CPU's
   int threads = 0;
   bool fresh = false;
   bool small = false;
@@ -82,9 +83,11 @@ class Training {
   std::string checkpoint() const { return o_.out + ".checkpoint"; }
 
   Result<std::unique_ptr<Session>> open_model(const std::string& name) const {
-    OpenOptions open;
-    open.cpu.threads = o_.threads;
-    return open_session(name, open);
+    DriverOptions open;
+    open.model = name;
+    open.backend = o_.backend;
+    open.threads = o_.threads;
+    return open_session(open);
   }
 
   Result<std::vector<ProjectionText>> texts(const std::string& split, int limit) {
@@ -358,6 +361,7 @@ void add_training_options(CLI::App& app, Options& o) {
   app.add_option("--patience", o.patience, "evaluations without a better one before it stops")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
+  add_backend_option(app, o.backend);
   app.add_option("--threads", o.threads, "0: one for each CPU")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();

@@ -197,8 +197,10 @@ class Run {
       for (const auto& entry : p->data().tensors)
         sums += checksum(std::as_bytes(std::span(entry.second.data)));
       const Matrix flow = layer_flow(p->data(), *threads_);
+      Json rows = Json::array();
       for (int64_t i = 0; i < flow.rows; ++i)
-        out["flow"].push_back(std::vector<float>(flow.row(i), flow.row(i) + flow.columns));
+        rows.push_back(std::vector<float>(flow.row(i), flow.row(i) + flow.columns));
+      out["flow"] = std::move(rows);
       if (const auto gates = p->data().tensors.find("fuser.gate"); gates != p->data().tensors.end())
         out["gates"] = gates->second.data;
       out["checksum"] = checksum(std::as_bytes(std::span(sums)));
@@ -328,6 +330,7 @@ int run_crossing(int argc, char** argv) {
       ->check(CLI::IsMember({"test", "dev"}))
       ->capture_default_str();
   app.add_option("--runs", driver.runs, "the folder in which the run's own is made")->capture_default_str();
+  add_backend_option(app, driver.backend);
   app.add_option("--threads", driver.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("-n", driver.count, "most tokens of an answer")

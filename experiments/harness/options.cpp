@@ -45,6 +45,11 @@ nlohmann::ordered_json machine() {
 
 }  // namespace
 
+void add_backend_option(CLI::App& app, std::string& backend) {
+  app.add_option("--backend", backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
+      ->capture_default_str();
+}
+
 void add_options(CLI::App& app, DriverOptions& options) {
   app.add_option("--model", options.model,
                  "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
@@ -53,8 +58,7 @@ void add_options(CLI::App& app, DriverOptions& options) {
   app.add_option("--prompts", options.prompts, "the prompt set (default: the project's own)");
   app.add_option("--framings", options.framings, "of raw, qa, chat, system, with commas")
       ->capture_default_str();
-  app.add_option("--backend", options.backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
-      ->capture_default_str();
+  add_backend_option(app, options.backend);
   app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("-n", options.count, "most tokens of an answer")

@@ -36,6 +36,9 @@ struct DriverOptions {
 // Adds the options that every driver has; `with` those of trials.
 void add_options(CLI::App& app, DriverOptions& options);
 
+// Adds --backend, which is among them, for the programs that have not all of these.
+void add_backend_option(CLI::App& app, std::string& backend);
+
 // Runs `body` as a program: parses, gives a failed Status one line on stderr. Exit status: 0, or 2.
 int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
                 const std::function<Status()>& body);

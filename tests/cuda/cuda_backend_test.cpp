@@ -8,8 +8,10 @@
 #include "engine/gpu_memory.h"
 #include "engine/kv/flat_rows.h"
 #include "engine/kv/ops.h"
+#include "engine/kv/projector.h"
 #include "loaders/model_loader.h"
 #include "tests/cuda/tested_device.h"
+#include "tests/gaussian_tensor.h"
 #include "tests/tiny_model.h"
 
 namespace kvfold::testing {
@@ -128,6 +130,39 @@ TEST(CudaBackend, BatchesAndChunksDoNotShowInResults) {
                     .ok());
   }
   EXPECT_EQ(found, expected);
+}
+
+// Rows of another model's cache, projected on the host, into pages of the device; and back to the host.
+TEST(CudaBackend, CachesCrossBetweenModels) {
+  TemporaryFolder folder;
+  TemporaryFolder other;
+  const std::vector<TokenId> text = tokens(40);
+  const std::vector<TokenId> next = tokens(3, 5);
+  ThreadPool threads(1);
+  std::vector<std::vector<float>> found;
+  for (const char* name : {"cpu", kDevice}) {
+    const std::unique_ptr<Session> source = tiny_session(folder, {}, on(name));
+    const std::unique_ptr<Session> target = tiny_session(other, {.architecture = "qwen2"}, on(name));
+    const CacheShape from = source->model().cache_shape();
+    const CacheShape to = target->model().cache_shape();
+    ProjectorData data{"ridge", {"", "", from}, {"", "", to}, {}, {}};
+    data.tensors = {{"ridge.mean_in", gaussian_tensor({row_width(from)}, 1)},
+                    {"ridge.scale_in", gaussian_tensor({row_width(from)}, 2)},
+                    {"ridge.mean_out", gaussian_tensor({row_width(to)}, 3)},
+                    {"ridge.scale_out", gaussian_tensor({row_width(to)}, 4)},
+                    {"ridge.weight", gaussian_tensor({row_width(to), row_width(from)}, 5)}};
+    const std::unique_ptr<Projector> projector = must(make_projector(std::move(data)));
+    KvCache own = source->make_cache();
+    must(source->feed(own, text));
+    AlignedTokens aligned{text, text, {}};
+    for (int i = 0; i < own.size(); ++i) aligned.source_row.push_back(i);
+    KvCache crossed = must(project(*projector, own, aligned, target->pool(), "other", threads));
+    found.push_back(all_rows(crossed));
+    const std::vector<float> logits = must(target->feed(crossed, next));
+    found.back().insert(found.back().end(), logits.begin(), logits.end());
+  }
+  EXPECT_EQ(found[1], found[0]);
+  EXPECT_TRUE(no_reports());
 }
 
 // Greedy and sampled: the CPU's tokens, and of a row of logits no more crosses than the sampler looks at.
