@@ -21,7 +21,7 @@ RUNS := run-2a run-2b run-2c run-2d
 FAMILIES := $(addsuffix -family,$(RUNS))
 SWEEPS := run-position run-partial run-layers run-components run-signatures
 
-.PHONY: all help install install-tidy install-fuzz install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
+.PHONY: all help install install-tidy install-fuzz install-coverage install-page page-script weights weights-all corpus fit-projector train-projector run-2e projector-self release report rate test test-release \
         test-sanitizers test-asan-ubsan test-tsan test-report test-pages test-interop test-conversions test-llama-cpp test-faults \
         test-differential fuzz fuzz-smoke fuzz-corpus soak mutants coverage $(RUNS) $(FAMILIES) $(SWEEPS) run-all prompts \
         bench bench-peer profile test-cuda-full gpu-tests test-gpu test-planted-faults format tidy oracle clean
@@ -44,6 +44,9 @@ install-tidy:
 
 install-fuzz:
 	@.ci/install fuzz
+
+install-coverage:
+	@.ci/install coverage
 
 install-page:
 	@.ci/install page
@@ -235,22 +238,20 @@ soak: build/release/build.ninja install ## caches made, changed and dropped at r
 mutants: install ## plant faults in the sources, one at a time, and see whether a test notices: most of an hour (ARGS='--only WORD')
 	@$(PYTHON) tests/mutants.py --jobs $(JOBS) $(ARGS)
 
-# Of what reads files from strangers, and of the cache. Threads count at once, so that a count may come out below zero.
-COVERAGE_TESTS := gguf_test known_attacks_test convert_test checkpoint_test spm_test tokenizer_test safetensors_test cache_file_test \
-  kv_ops_test kv_property_test load_test projector_test projector_file_test ridge_test recompute_test fuzz_corpus_test \
-  train_projector_test faults_test cache_cli_test
-COVERAGE = .venv-coverage/bin/gcovr --root . --object-directory build/coverage --exclude-throw-branches \
-  --exclude-unreachable-branches --gcov-ignore-parse-errors=negative_hits.warn_once_per_file -j $(JOBS) build/coverage
+# Of what reads files from strangers, and of the cache: every test file that runs it without a real model or a program.
+COVERAGE_TESTS := gguf_test gguf_metadata_test gguf_save_test json_test model_loader_test open_test known_attacks_test convert_test \
+  random_shapes_test checkpoint_test checkpoint_config_test checkpoint_weights_test spm_test fallback_test tokenizer_test \
+  tokenizer_pipeline_test tokenizer_files_test safetensors_test cache_file_test kv_ops_test kv_property_test load_test \
+  statistics_test crossing_test projector_test projector_file_test ridge_test recompute_test fuzz_corpus_test \
+  train_projector_test faults_test
 
-coverage: install build/coverage/build.ninja ## lines and branches that the tests run, of loaders and engine/kv, and those that none does
-	@[ -x .venv-coverage/bin/python ] || $(PYTHON) -m venv .venv-coverage
-	@.venv-coverage/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-coverage.txt
+coverage: install-coverage build/coverage/build.ninja ## lines and branches that the tests run, of loaders and engine/kv, and those that none does
 	@cmake --build build/coverage -j $(JOBS) --target $(COVERAGE_TESTS)
-	@find build/coverage -name '*.gcda' -delete
-	@set -e; for test in $(COVERAGE_TESTS); do build/coverage/tests/$$test --gtest_brief=1 >build/coverage/$$test.log 2>&1 || \
+	@rm -rf build/coverage/counts; mkdir build/coverage/counts
+	@set -e; for test in $(COVERAGE_TESTS); do LLVM_PROFILE_FILE=$(CURDIR)/build/coverage/counts/$$test-%p.profraw \
+	  build/coverage/tests/$$test --gtest_brief=1 >build/coverage/$$test.log 2>&1 || \
 	  { tail -n 40 build/coverage/$$test.log >&2; exit 1; }; done
-	@$(COVERAGE) --filter engine/kv/ --filter 'engine/(file|safetensors)\.cpp' --txt --txt-metric branch --print-summary
-	@$(COVERAGE) --filter loaders/ --txt --txt-metric branch --print-summary
+	@$(PYTHON) tests/coverage.py build/coverage loaders engine/kv engine/file.cpp engine/safetensors.cpp --tests $(COVERAGE_TESTS)
 
 test-cuda-full: build/release/build.ninja install ## the CUDA kernels on the emulated device over the whole table of shapes
 	@cmake --build build/release -j $(JOBS) --target cuda_kernels_test cuda_attention_test cuda_cache_rows_test
