@@ -11,7 +11,6 @@ MODEL ?= smollm2-135m-instruct
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?= python3
-TARGET ?= gguf
 SECONDS ?= 60
 MINUTES ?= 10
 FUZZ_TARGETS := gguf safetensors cache tokenizer prompts json
@@ -115,10 +114,11 @@ fit-projector: build/release/build.ninja weights-all corpus ## fit ridge project
 	@build/release/experiments/fit_projector --source $(SOURCE) --target $(TARGET) --sums weights/cache/projector/sums \
 	  --out $(PROJECTORS) $(ARGS)
 
-train-projector: build/release/build.ninja weights-all corpus ## train SOURCE-to-TARGET from the kept ridge through the receiver: hours
+FROM = $(PROJECTORS)/$(SOURCE)-to-$(TARGET).safetensors
+train-projector: build/release/build.ninja weights-all corpus ## train SOURCE-to-TARGET through the receiver, from the kept one or FROM=file: hours
 	@cmake --build build/release -j $(JOBS) --target train_projector >&2
 	@build/release/experiments/train_projector --source $(SOURCE) --target $(TARGET) \
-	  --from weights/projectors/$(SOURCE)-to-$(TARGET).safetensors --out weights/cache/projector/$(SOURCE)-to-$(TARGET)-trained.safetensors $(ARGS)
+	  --from $(FROM) --out weights/cache/projector/$(SOURCE)-to-$(TARGET)-trained.safetensors $(ARGS)
 
 projector-self: build/release/build.ninja weights-all corpus ## control: SOURCE projected to itself closes 99% of the gap, or this fails
 	@cmake --build build/release -j $(JOBS) --target fit_projector >&2
@@ -204,6 +204,7 @@ FUZZ_RUN = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/tests/fuzz/fuzz_$(1) -m
   -timeout=10 -rss_limit_mb=1024 -reload=0 -print_final_stats=1 -artifact_prefix=build/fuzz/found-$(1)- \
   $(if $(filter prompts json,$(1)),-dict=tests/fuzz/json.dict) build/fuzz/corpus/$(1) tests/fuzz/corpus/$(1)
 
+fuzz: TARGET := gguf
 fuzz: install-fuzz build/fuzz/build.ninja ## fuzz TARGET=gguf|safetensors|cache|tokenizer|prompts|json for SECONDS=60
 	@cmake --build build/fuzz -j $(JOBS) --target fuzz_$(TARGET)
 	@$(call FUZZ_RUN,$(TARGET))

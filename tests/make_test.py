@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""What `make` would run: a variable of one target must not be another's by the same name."""
+
+import subprocess
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOL, QWEN = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
+
+
+def commands(*arguments):
+    got = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return got.stdout
+
+
+class Make(unittest.TestCase):
+    def test_a_crossing_is_of_the_two_models_both_ways(self):
+        said = commands("run-2e")
+        self.assertIn(f"for pair in {SMOL}-to-{QWEN} {QWEN}-to-{SMOL};", said)
+        self.assertIn("for pair in a-to-b b-to-a;", commands("run-2e", "SOURCE=a", "TARGET=b"))
+
+    def test_a_projector_is_fitted_to_and_trained_between_them(self):
+        self.assertIn(f"--source {SMOL} --target {QWEN}", commands("fit-projector"))
+        said = commands("train-projector", "FROM=ridge.safetensors")
+        self.assertIn(f"--source {SMOL} --target {QWEN}", said)
+        self.assertIn("--from ridge.safetensors", said)
+        kept = ROOT / f"weights/projectors/{QWEN}-to-{SMOL}.safetensors"
+        self.assertTrue(kept.is_file())
+        self.assertIn(f"--from {kept.relative_to(ROOT)}", commands("train-projector", f"SOURCE={QWEN}", f"TARGET={SMOL}"))
+
+    def test_what_is_fuzzed_is_named_or_gguf(self):
+        self.assertIn("--target fuzz_gguf", commands("fuzz"))
+        self.assertIn("--target fuzz_cache", commands("fuzz", "TARGET=cache"))
+
+    def test_a_phase_runs_on_the_model_that_is_named(self):
+        self.assertIn("run_2a --model smollm2", commands("run-2a"))
+        self.assertIn(f"run_2c --model {QWEN}", commands("run-2c", f"MODEL={QWEN}"))
+
+
+if __name__ == "__main__":
+    unittest.main()
