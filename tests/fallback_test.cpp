@@ -3,6 +3,7 @@
 // ids, refused.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "tests/temporary.h"
@@ -111,13 +112,27 @@ void expect_refused(const std::function<void(Json&)>& change, const std::string&
 TEST(Fallback, NormalizedTokensAreRefusedBehindANormaliser) {
   const std::string expected =
       ", expected false, as the normaliser changes the text that it would be matched in";
-  expect_refused([](Json& file) { file["added_tokens"][1]["normalized"] = true; },
-                 "key 'added_tokens[1].normalized': found true for '<s>'" + expected);
+  expect_refused([](Json& file) { file["added_tokens"][3]["normalized"] = true; },
+                 "key 'added_tokens[3].normalized': found true for '<|user|>'" + expected);
   expect_refused([](Json& file) { file["added_tokens"][1]["normalized"] = "yes"; },
                  "key 'added_tokens[1].normalized': found the string 'yes', expected true or false");
   Json file = file_of(variants().at("first"));
   for (Json& token : file["added_tokens"]) token["normalized"] = true;
   EXPECT_TRUE(open_tokenizer(file).ok());
+}
+
+// Old files of Llama have it so. The library finds "<s>" in front of a text alone.
+TEST(Fallback, NormalizedControlTokensAreTakenWhereTheyStand) {
+  Json file = base();
+  for (Json& token : file["added_tokens"])
+    if (token["special"]) token["normalized"] = true;
+  const auto tokenizer = open_tokenizer(file);
+  const auto plain = open_tokenizer(base());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  ASSERT_TRUE(plain.ok()) << plain.status().message();
+  const std::vector<TokenId> ids = (*tokenizer)->encode("ok<s>ok");
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), file["added_tokens"][1]["id"].get<TokenId>()), 1);
+  EXPECT_EQ(ids, (*plain)->encode("ok<s>ok"));
 }
 
 // Where bytes have no tokens, the library writes the unknown one for each character, unless it is told to
