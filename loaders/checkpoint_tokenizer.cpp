@@ -225,12 +225,13 @@ class VocabularyReader {
     KVFOLD_ASSIGN_OR_RETURN(const std::string_view text, model.string("unk_token"));
     KVFOLD_ASSIGN_OR_RETURN(const bool fused, model.flag("fuse_unk", false));
     const int lacking = byte_without_token(pipeline);
-    if (!text.empty() || lacking >= 0) KVFOLD_RETURN_IF_ERROR(find(model, "unk_token", text, out_.unknown));
-    if (lacking < 0) return {};
-    if (!pipeline.byte_fallback)
-      return model.wrong("vocab", fmt::format("no token for byte 0x{:02X}", lacking),
-                         "one for every byte, as there is an unk_token");
-    if (!fused)
+    const bool needed = lacking >= 0 && pipeline.byte_fallback;
+    if (!text.empty() || needed) KVFOLD_RETURN_IF_ERROR(find(model, "unk_token", text, out_.unknown));
+    if (!pipeline.byte_fallback) {
+      out_.for_bytes = out_.unknown;
+      out_.fuse_unknown = fused;
+    }
+    if (needed && !fused)
       return model.wrong("fuse_unk", "false",
                          fmt::format("true, as there is no token for byte 0x{:02X}", lacking));
     return {};

@@ -137,7 +137,7 @@ Status BpeTokenizer::read_bytes() {
     TokenId id = find(alphabet().text[b]);
     if (id < 0) id = find(fmt::format("<0x{:02X}>", b));
     // -1: a byte that the vocabulary cannot write (SmolLM's lacks some). It is left out, as Hugging Face's
-    // and llama.cpp's byte-level BPE do; the file's unknown token belongs to other code around them.
+    // and llama.cpp's byte-level BPE do, unless a tokenizer.json names a token for it.
     byte_ids_[b] = id;
   }
   return {};
@@ -157,8 +157,16 @@ void BpeTokenizer::encode_piece(std::string_view piece, std::vector<TokenId>& id
     }
   }
   Merger merger(merges_);
-  for (const char c : piece)
-    if (const TokenId id = byte_ids_[static_cast<unsigned char>(c)]; id >= 0) merger.add(id);
+  bool lacked = false;  // the byte before
+  for (const char c : piece) {
+    const TokenId id = byte_ids_[static_cast<unsigned char>(c)];
+    if (id >= 0) {
+      merger.add(id);
+    } else if (source_.for_bytes >= 0 && !(lacked && source_.fuse_unknown)) {
+      merger.add(source_.for_bytes);
+    }
+    lacked = id < 0;
+  }
   merger.run(ids);
 }
 
