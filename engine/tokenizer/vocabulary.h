@@ -39,8 +39,9 @@ struct VocabularySource {
   std::vector<TokenId> end_tokens;                         // end a generation, besides eos
   bool add_bos = false;
   bool add_eos = false;
-  // "gpt2" only: what is written for a byte that has no token, and whether once for neighbours (tokenizer.json's
-  // unk_token and fuse_unk; a GGUF file's unknown token is not for that). -1: it is left out.
+  // "gpt2" only: what is written for a byte that has no token, and whether once for neighbours
+  // (tokenizer.json's unk_token and fuse_unk; a GGUF file's unknown token is not for that). -1: it is left
+  // out.
   TokenId for_bytes = -1;
   bool fuse_unknown = false;
   // "llama" only:
