@@ -236,7 +236,7 @@ soak: build/release/build.ninja install ## caches made, changed and dropped at r
 	@cmake --build build/release -j $(JOBS) --target load_test
 	@KVFOLD_SOAK_MINUTES=$(MINUTES) build/release/tests/load_test
 
-mutants: install ## plant faults in the sources, one at a time, and see whether a test notices: most of an hour (ARGS='--only WORD')
+mutants: install ## plant faults in the sources, one at a time, and see whether a test notices: an hour and more (ARGS='--only WORD')
 	@$(PYTHON) tests/mutants.py --jobs $(JOBS) $(ARGS)
 
 # Of what reads files from strangers, and of the cache: every test file that runs it without a real model or a program.
@@ -266,7 +266,7 @@ gpu-tests: build/release/build.ninja install ## build what test-gpu runs; needs 
 	@grep -q kvfold_gpu_tests build/release/build.ninja || { echo 'gpu-tests: built without CUDA' >&2; exit 2; }
 	@cmake --build build/release -j $(JOBS) --target kvfold_gpu_tests
 
-test-gpu: weights ## all CUDA tests on this machine's GPU, under compute-sanitizer too where it is installed
+test-gpu: weights-all ## all CUDA tests on this machine's GPU, under compute-sanitizer too where it is installed
 	@nvidia-smi -L >/dev/null 2>&1 || { echo 'test-gpu: no GPU on this machine' >&2; exit 2; }
 	@$(MAKE) --no-print-directory gpu-tests
 	@command -v compute-sanitizer >/dev/null || echo 'test-gpu: no compute-sanitizer in PATH: the tests run without it' >&2

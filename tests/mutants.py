@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the tests: plants faults that a person could make, one at a time, and sees whether a test notices.
 
-    tests/mutants.py               plants all of them (make mutants; most of an hour on one core)
+    tests/mutants.py               plants all of them (make mutants; an hour and more on one core)
     tests/mutants.py --only WORD   those whose file or description has the word
     tests/mutants.py --check       only that each fault still applies to one place of its file
 
