@@ -112,9 +112,9 @@ TEST(PromptSets, BrokenOnesAreRefusedWithFileAndLine) {
     const Result<PromptSet> set = load_prompt_set(folder.write("set.jsonl", text));
     return set.ok() ? "accepted" : set.status().message();
   };
-  EXPECT_NE(refusal(first).find("set.jsonl:1: mismatched"), std::string::npos) << refusal(first);
-  EXPECT_NE(refusal(whole + first).find("used twice"), std::string::npos);
-  EXPECT_NE(refusal(whole + "{").find("expected JSON"), std::string::npos);
+  EXPECT_NE(refusal(first).find("set.jsonl:1: key 'mismatched'"), std::string::npos) << refusal(first);
+  EXPECT_NE(refusal(whole + first).find("that no other trial has"), std::string::npos);
+  EXPECT_NE(refusal(whole + "{").find("not JSON"), std::string::npos);
   EXPECT_NE(refusal(whole + "[]\n").find("expected an object"), std::string::npos);
   std::string renamed = whole;
   renamed.replace(renamed.find("\"markers\""), 9, "\"marks\"");
@@ -123,6 +123,17 @@ TEST(PromptSets, BrokenOnesAreRefusedWithFileAndLine) {
   retyped.replace(retyped.find("\"decoys\": ["), 11, "\"decoys\": [7, ");
   EXPECT_NE(refusal(retyped).find("decoys"), std::string::npos);
   EXPECT_NE(refusal("").find("expected at least one"), std::string::npos);
+  std::string repeated = whole;
+  repeated.insert(1, "\"set\": \"test\", ");
+  EXPECT_NE(refusal(repeated).find("set.jsonl:1: key 'set' stands twice"), std::string::npos);
+  // What the file holds is shown as one short printable line.
+  std::string unknown = whole;
+  unknown.insert(1, "\"\x7F\\n\": 1, \"" + std::string(1000, 'k') + "\": 1, ");
+  EXPECT_EQ(refusal(unknown).substr(refusal(unknown).find("/set.jsonl")),
+            "/set.jsonl:1: key '" + std::string(80, 'k') + "...': found the number 1, expected no such key");
+  std::string other = whole;
+  other.replace(other.find("\"mismatched\": \"") + 15, 0, "\xC3\xA9\\u001b");
+  EXPECT_NE(refusal(other).find("'mismatched': found the string '???"), std::string::npos) << refusal(other);
 }
 
 TEST(Framing, FillerHasTheSourcesLengthAndAnswersTheirPlace) {

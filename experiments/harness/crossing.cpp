@@ -14,6 +14,7 @@
 #include "experiments/harness/options.h"
 #include "experiments/harness/prompt_set.h"
 #include "experiments/harness/scoring.h"
+#include "loaders/json.h"
 
 namespace kvfold {
 namespace {
@@ -166,8 +167,8 @@ Result<std::vector<Fact>> read_facts(const std::string& path, int limit) {
   std::map<std::string, int> taken;
   int number = 0;
   for (std::string content; std::getline(file, content);) {
-    ++number;
-    const nlohmann::json line = nlohmann::json::parse(content, nullptr, false);
+    JsonObject line;
+    KVFOLD_ASSIGN_OR_RETURN(line, JsonObject::parse(content, fmt::format("{}:{}", path, ++number)));
     Fact fact;
     const std::pair<const char*, std::string*> keys[] = {{"id", &fact.id},
                                                          {"kind", &fact.kind},
@@ -177,9 +178,7 @@ Result<std::vector<Fact>> read_facts(const std::string& path, int limit) {
                                                          {"twin_name", &fact.twin_name},
                                                          {"twin_city", &fact.twin_city}};
     for (const auto& [key, value] : keys) {
-      if (!line.is_object() || !line.contains(key) || !line[key].is_string())
-        return Status::error(fmt::format("{}:{}: key '{}' is missing or no string", path, number, key));
-      *value = line[key].get<std::string>();
+      KVFOLD_ASSIGN_OR_RETURN(*value, line.string(key));
     }
     if (limit == 0 || taken[fact.kind]++ < limit) out.push_back(std::move(fact));
   }

@@ -5,24 +5,17 @@
 
 #include <algorithm>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 
 #include "engine/random.h"
 #include "experiments/harness/scoring.h"
+#include "loaders/json.h"
 
 namespace kvfold {
 namespace {
 
 constexpr size_t kFewestScored = 8;
-
-Result<std::string> text_of(const nlohmann::json& line, const char* key, const std::string& where) {
-  const auto at = line.find(key);
-  if (at == line.end() || !at->is_string())
-    return Status::error(fmt::format("{}: key '{}' is missing or no string", where, key));
-  return at->get<std::string>();
-}
 
 // Ratio of sums over texts: (none - condition) / (none - text), `none` in the numerator replaced by `from`.
 double ratio(std::span<const double> none, std::span<const double> text, std::span<const double> from,
@@ -51,16 +44,15 @@ Result<std::vector<CorpusText>> read_corpus(const std::string& path, const std::
   std::set<std::string> ids;
   int number = 0;
   for (std::string content; std::getline(file, content);) {
-    const std::string where = fmt::format("{}:{}", path, ++number);
-    const nlohmann::json line = nlohmann::json::parse(content, nullptr, false);
-    if (!line.is_object()) return Status::error(where + ": not a JSON object");
+    JsonObject line;
+    KVFOLD_ASSIGN_OR_RETURN(line, JsonObject::parse(content, fmt::format("{}:{}", path, ++number)));
     CorpusText text;
-    KVFOLD_ASSIGN_OR_RETURN(text.id, text_of(line, "id", where));
-    KVFOLD_ASSIGN_OR_RETURN(text.split, text_of(line, "split", where));
-    KVFOLD_ASSIGN_OR_RETURN(text.kind, text_of(line, "kind", where));
-    KVFOLD_ASSIGN_OR_RETURN(text.text, text_of(line, "text", where));
+    KVFOLD_ASSIGN_OR_RETURN(text.id, line.string("id"));
+    KVFOLD_ASSIGN_OR_RETURN(text.split, line.string("split"));
+    KVFOLD_ASSIGN_OR_RETURN(text.kind, line.string("kind"));
+    KVFOLD_ASSIGN_OR_RETURN(text.text, line.string("text"));
     if (!ids.insert(text.id).second)
-      return Status::error(fmt::format("{}: id '{}' is used twice", where, text.id));
+      return line.wrong("id", line.value()["id"], "one that no other text has");
     if (text.split == split && (limit == 0 || static_cast<int>(out.size()) < limit))
       out.push_back(std::move(text));
   }

@@ -3,90 +3,75 @@
 #include <fmt/core.h>
 #include <xxhash.h>
 
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "engine/file.h"
+#include "loaders/json.h"
 
 namespace kvfold {
 namespace {
 
-using nlohmann::json;
-
 // Reads the keys of one object, and remembers which were asked for. The first error stays.
 class Reader {
  public:
-  Reader(const json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object()) fail("expected an object");
-  }
+  explicit Reader(JsonObject object) : object_(std::move(object)) {}
 
   std::string text(const char* key) {
-    const json* value = find(key, &json::is_string, "a string");
-    return value != nullptr ? value->get<std::string>() : "";
+    asked_.insert(key);
+    const Result<std::string_view> value = object_.string(key);
+    keep(value.status());
+    return value.ok() ? std::string(*value) : "";
   }
   std::string text_or_null(const char* key) {
-    if (object_.is_object() && object_.contains(key) && object_[key].is_null()) {
-      asked_.insert(key);
-      return "";
-    }
-    return text(key);
+    asked_.insert(key);
+    return object_.value().contains(key) && !object_.has(key) ? "" : text(key);
   }
   std::vector<std::string> texts(const char* key) {
+    asked_.insert(key);
+    const auto list = object_.array(key);
+    keep(list.status());
     std::vector<std::string> out;
-    const json* list = find(key, &json::is_array, "a list of strings");
-    if (list == nullptr) return out;
-    for (const json& value : *list) {
-      if (!value.is_string()) return fail(fmt::format("{}: expected a list of strings", key)), out;
+    if (!list.ok()) return out;
+    for (const nlohmann::json& value : **list) {
+      if (!value.is_string()) return keep(object_.wrong(key, value, "strings alone")), out;
       out.push_back(value.get<std::string>());
     }
     return out;
   }
   std::map<std::string, std::string> map(const char* key) {
     std::map<std::string, std::string> out;
-    const json* object = find(key, &json::is_object, "an object of strings");
-    if (object == nullptr) return out;
-    for (const auto& [name, value] : object->items()) {
-      if (!value.is_string()) return fail(fmt::format("{}.{}: expected a string", key, name)), out;
-      out[name] = value.get<std::string>();
-    }
+    Reader in = object(key);
+    for (const auto& [name, value] : in.object_.value().items()) out[name] = in.text(name.c_str());
+    keep(in.finish());
     return out;
   }
   Reader object(const char* key) {
-    static const json kEmpty = json::object();
-    const json* value = find(key, &json::is_object, "an object");
-    return {value != nullptr ? *value : kEmpty, fmt::format("{} {}:", where_, key)};
+    asked_.insert(key);
+    Result<JsonObject> inner = object_.object(key);
+    keep(inner.status());
+    // Of one that is missing this error is the first, and whatever it lacks comes after.
+    return Reader(inner.ok() ? *std::move(inner) : object_);
   }
 
   // The first error, or that of a key that nobody asked for.
   Status finish() {
-    if (object_.is_object())
-      for (const auto& [key, value] : object_.items())
-        if (!asked_.contains(key)) fail(fmt::format("{}: unknown key", key));
+    for (const auto& [key, value] : object_.value().items())
+      if (!asked_.contains(key)) keep(object_.wrong(key, value, "no such key"));
     return status_;
   }
 
  private:
-  const json* find(const char* key, bool (json::*is)() const noexcept, const char* expected) {
-    asked_.insert(key);
-    if (!object_.is_object()) return nullptr;
-    const auto at = object_.find(key);
-    if (at == object_.end()) return fail(fmt::format("{}: missing", key)), nullptr;
-    if (!((*at).*is)())
-      return fail(fmt::format("{}: found {}, expected {}", key, at->type_name(), expected)), nullptr;
-    return &*at;
-  }
-  void fail(const std::string& what) {
-    if (status_.ok()) status_ = Status::error(fmt::format("{} {}", where_, what));
+  void keep(const Status& status) {
+    if (status_.ok()) status_ = status;
   }
 
-  const json& object_;
-  std::string where_;
+  JsonObject object_;
   std::set<std::string> asked_;
   Status status_;
 };
 
-Result<Trial> read_trial(const json& object, const std::string& where) {
-  Reader in(object, where);
+Result<Trial> read_trial(const JsonObject& object) {
+  Reader in(object);
   Trial t;
   t.id = in.text("id");
   t.phase = in.text("phase");
@@ -112,8 +97,8 @@ Result<Trial> read_trial(const json& object, const std::string& where) {
   KVFOLD_RETURN_IF_ERROR(contrast.finish());
   KVFOLD_RETURN_IF_ERROR(twin.finish());
   if (t.set != "plan" && t.set != "calibration" && t.set != "test")
-    return Status::error(fmt::format("{} set: found '{}', expected plan, calibration or test", where, t.set));
-  if (t.markers.empty()) return Status::error(where + " markers: expected at least one");
+    return object.wrong("set", object.value()["set"], "plan, calibration or test");
+  if (t.markers.empty()) return object.wrong("markers", "none", "at least one");
   return t;
 }
 
@@ -134,27 +119,26 @@ Result<PromptSet> parse_prompt_set(const std::string& text, const std::string& p
   PromptSet out;
   out.path = path;
   out.hash = fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));
-  std::vector<std::string> places;
+  std::vector<JsonObject> lines;
   int number = 0;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string where = fmt::format("{}:{}:", path, ++number);
-    const std::string_view line(text.data() + begin, end - begin);
+    ++number;
+    const std::string line = text.substr(begin, end - begin);
     begin = end + 1;
     if (line.empty()) continue;
-    const json object = json::parse(line, nullptr, false);
-    if (object.is_discarded()) return Status::error(where + " expected JSON");
-    KVFOLD_ASSIGN_OR_RETURN(Trial trial, read_trial(object, where));
+    JsonObject object;
+    KVFOLD_ASSIGN_OR_RETURN(object, JsonObject::parse(line, fmt::format("{}:{}", path, number)));
+    KVFOLD_ASSIGN_OR_RETURN(Trial trial, read_trial(object));
     if (!out.index_.emplace(trial.id, out.trials.size()).second)
-      return Status::error(fmt::format("{} id: '{}' is used twice", where, trial.id));
+      return object.wrong("id", object.value()["id"], "one that no other trial has");
     out.trials.push_back(std::move(trial));
-    places.push_back(where);
+    lines.push_back(std::move(object));
   }
   for (size_t i = 0; i < out.trials.size(); ++i) {
     const Trial& trial = out.trials[i];
     if (trial.mismatched == trial.id || !out.index_.contains(trial.mismatched))
-      return Status::error(
-          fmt::format("{} mismatched: found '{}', expected another trial's id", places[i], trial.mismatched));
+      return lines[i].wrong("mismatched", lines[i].value()["mismatched"], "another trial's id");
   }
   if (out.trials.empty()) return Status::error(path + ": expected at least one trial");
   return out;
