@@ -199,22 +199,23 @@ test-interop: release weights-all $(INTEROP_PYTHON) ## caches to transformers an
 
 # ---- hostile files, faults, load ----
 
-# What is found lies in build/fuzz/found-*; what it grows, in build/fuzz/corpus, is gone on with.
-FUZZ_RUN = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/tests/fuzz/fuzz_$(1) -max_total_time=$(SECONDS) -max_len=16384 \
+# What is found lies in build/fuzz/found-*; what it grows, in build/fuzz/corpus, is gone on with. Seed 0 is another each
+# time; the smoke run's is always the same, so that what it says of a change is about the change.
+FUZZ_RUN = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/tests/fuzz/fuzz_$(1) -max_total_time=$(SECONDS) -seed=$(2) -max_len=16384 \
   -timeout=10 -rss_limit_mb=1024 -reload=0 -print_final_stats=1 -artifact_prefix=build/fuzz/found-$(1)- \
   $(if $(filter prompts json,$(1)),-dict=tests/fuzz/json.dict) build/fuzz/corpus/$(1) tests/fuzz/corpus/$(1)
 
 fuzz: TARGET := gguf
 fuzz: install-fuzz build/fuzz/build.ninja ## fuzz TARGET=gguf|safetensors|cache|tokenizer|prompts|json for SECONDS=60
 	@cmake --build build/fuzz -j $(JOBS) --target fuzz_$(TARGET)
-	@$(call FUZZ_RUN,$(TARGET))
+	@$(call FUZZ_RUN,$(TARGET),0)
 
 fuzz-smoke: install-fuzz build/fuzz/build.ninja ## every target for SECONDS, JOBS at a time
 	@cmake --build build/fuzz -j $(JOBS)
 	@$(MAKE) --no-print-directory -j $(JOBS) $(addprefix fuzz-smoke-,$(FUZZ_TARGETS))
 
 fuzz-smoke-%:
-	@($(call FUZZ_RUN,$*)) >build/fuzz/$*.log 2>&1 || { tail -n 40 build/fuzz/$*.log >&2; exit 1; }
+	@($(call FUZZ_RUN,$*,1)) >build/fuzz/$*.log 2>&1 || { tail -n 40 build/fuzz/$*.log >&2; exit 1; }
 	@echo "fuzz $*: $$(sed -nE 's/^stat::number_of_executed_units: *//p' build/fuzz/$*.log) executions, nothing found"
 
 fuzz-corpus: build/release/build.ninja install ## make the seeds of fuzzing anew
