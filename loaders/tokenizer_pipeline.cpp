@@ -41,6 +41,7 @@ class PipelineReader {
     KVFOLD_RETURN_IF_ERROR(read_normalizers());
     KVFOLD_RETURN_IF_ERROR(out_.byte_fallback ? read_metaspace(model) : read_byte_level(model));
     KVFOLD_RETURN_IF_ERROR(read_post_processors());
+    KVFOLD_RETURN_IF_ERROR(read_decoders());
     return std::move(out_);
   }
 
@@ -133,7 +134,7 @@ class PipelineReader {
       KVFOLD_RETURN_IF_ERROR(expect(step.json, "replacement", kLowerBar));
       KVFOLD_ASSIGN_OR_RETURN(const bool split, step.json.flag("split", true));
       if (split) return step.json.wrong("split", "true", "false");
-      KVFOLD_RETURN_IF_ERROR(read_prepend_scheme(step.json));
+      KVFOLD_ASSIGN_OR_RETURN(out_.space_prefix, prepend_scheme(step.json));
       out_.one_space = true;
       replaces_spaces_ = true;
     }
@@ -144,7 +145,7 @@ class PipelineReader {
   }
 
   // What older files say by add_prefix_space may not contradict it.
-  Status read_prepend_scheme(const JsonObject& metaspace) {
+  static Result<SpacePrefix> prepend_scheme(const JsonObject& metaspace) {
     std::string_view scheme = "always";
     if (metaspace.has("prepend_scheme")) {
       KVFOLD_ASSIGN_OR_RETURN(scheme, metaspace.string("prepend_scheme"));
@@ -155,10 +156,9 @@ class PipelineReader {
     if (!prefix && scheme != "never")
       return metaspace.wrong("add_prefix_space", "false",
                              fmt::format("true, as prepend_scheme is {}", scheme));
-    out_.space_prefix = scheme == "always"  ? SpacePrefix::kSegment
-                        : scheme == "first" ? SpacePrefix::kText
-                                            : SpacePrefix::kNone;
-    return {};
+    return scheme == "always"  ? SpacePrefix::kSegment
+           : scheme == "first" ? SpacePrefix::kText
+                               : SpacePrefix::kNone;
   }
 
   // A word for a step of a byte-level pre-tokenizer, as kByteLevelKinds has them; "" when it is none of them.
@@ -246,6 +246,53 @@ class PipelineReader {
     }
     if (!text_seen) return json.wrong("single", *single, "a Sequence among them");
     return {};
+  }
+
+  // Tokens become text by undoing the steps before; a file that does something else besides is refused.
+  Status read_decoders() {
+    KVFOLD_ASSIGN_OR_RETURN(const std::vector<Step> all, steps("decoder", "decoders"));
+    bool strips = false;
+    for (const Step& step : all) {
+      if (!out_.byte_fallback) {
+        if (step.type != "ByteLevel")
+          return step.json.wrong("type", step.json.value()["type"], "ByteLevel, as the pre-tokenizer");
+        continue;
+      }
+      KVFOLD_ASSIGN_OR_RETURN(const bool strip, read_fallback_decoder(step));
+      strips = strips || strip;
+    }
+    const bool prefix = out_.space_prefix != SpacePrefix::kNone;
+    if (out_.byte_fallback && !all.empty() && strips != prefix)
+      return json_.wrong(
+          "decoder", strips ? "Strip of a space" : "none that strips a space",
+          prefix ? "one, as a space is put before texts" : "none, as no space is put before texts");
+    return {};
+  }
+
+  // One step of what undoes SentencePiece's spaces and bytes. Whether it takes a space from the text's start.
+  static Result<bool> read_fallback_decoder(const Step& step) {
+    if (step.type == "ByteFallback" || step.type == "Fuse") return false;
+    if (step.type == "Replace") {
+      KVFOLD_ASSIGN_OR_RETURN(const JsonObject pattern, step.json.object("pattern"));
+      KVFOLD_RETURN_IF_ERROR(expect(pattern, "String", kLowerBar));
+      KVFOLD_RETURN_IF_ERROR(expect(step.json, "content", " "));
+      return false;
+    }
+    if (step.type == "Metaspace") {
+      KVFOLD_RETURN_IF_ERROR(expect(step.json, "replacement", kLowerBar));
+      KVFOLD_ASSIGN_OR_RETURN(const SpacePrefix prefix, prepend_scheme(step.json));
+      return prefix != SpacePrefix::kNone;
+    }
+    if (step.type != "Strip")
+      return step.json.wrong(
+          "type", step.json.value()["type"],
+          "Replace, ByteFallback, Fuse, Strip or Metaspace, as the model falls back to bytes");
+    KVFOLD_RETURN_IF_ERROR(expect(step.json, "content", " "));
+    KVFOLD_ASSIGN_OR_RETURN(const int64_t start, step.json.integer("start"));
+    if (start < 0 || start > 1) return step.json.wrong("start", step.json.value()["start"], "0 or 1");
+    KVFOLD_ASSIGN_OR_RETURN(const int64_t stop, step.json.integer("stop"));
+    if (stop != 0) return step.json.wrong("stop", step.json.value()["stop"], "0");
+    return start == 1;
   }
 
   const JsonObject& json_;

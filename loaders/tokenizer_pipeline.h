@@ -1,5 +1,5 @@
-// The steps of a tokenizer.json around its vocabulary: normaliser, pre-tokenizer and post-processor, brought
-// to the names and flags that engine/tokenizer knows.
+// The steps of a tokenizer.json around its vocabulary: normaliser, pre-tokenizer, post-processor and decoder,
+// brought to the names and flags that engine/tokenizer knows.
 #pragma once
 
 #include <string>

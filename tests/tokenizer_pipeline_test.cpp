@@ -319,5 +319,53 @@ TEST(TokenizerPipeline, OtherPostProcessorsAreRefused) {
   });
 }
 
+Json strip(int start, int stop) {
+  return {{"type", "Strip"}, {"content", " "}, {"start", start}, {"stop", stop}};
+}
+Json decoders(const std::vector<Json>& steps) { return {{"decoder", sequence("decoders", steps)}}; }
+const Json kSpaces = {{"type", "Replace"}, {"pattern", {{"String", kBar}}}, {"content", " "}};
+const Json kBytes = {{"type", "ByteFallback"}};
+const Json kFuse = {{"type", "Fuse"}};
+
+TEST(TokenizerPipeline, DecodersThatUndoTheSteps) {
+  Json bare = decoders({kSpaces, kBytes, kFuse});
+  bare["normalizer"] = kReplace;
+  const auto spaced = [](const char* scheme) {
+    return fallback({{"normalizer", nullptr},
+                     {"pre_tokenizer", metaspace({{"prepend_scheme", scheme}})},
+                     {"decoder", metaspace({{"prepend_scheme", scheme}})}});
+  };
+  for (const Json& file : {byte_level({{"decoder", nullptr}}), byte_level({{"decoder", kRegex}}),
+                           fallback(decoders({kSpaces, kBytes, kFuse, strip(1, 0)})), fallback(bare),
+                           spaced("first"), spaced("never")})
+    EXPECT_TRUE(read(file).ok()) << read(file).status().message() << "\n" << file;
+}
+
+TEST(TokenizerPipeline, OtherDecodersAreRefused) {
+  const std::string key = "key 'decoder.";
+  Json never = fallback({{"normalizer", kReplace}});
+  never["decoder"] = strip(1, 0);
+  Json words = kSpaces;
+  words["content"] = "_";
+  Json other = kSpaces;
+  other["pattern"]["String"] = "_";
+  expect_refused({
+      {byte_level({{"decoder", {{"type", "WordPiece"}}}}),
+       key + "type': found the string 'WordPiece', expected ByteLevel, as the pre-tokenizer"},
+      {fallback({{"decoder", {{"type", "ByteLevel"}}}}),
+       key + "type': found the string 'ByteLevel', expected Replace, ByteFallback, Fuse, Strip or Metaspace, "
+             "as "
+             "the model falls back to bytes"},
+      {fallback(decoders({kSpaces, kBytes, kFuse})),
+       "key 'decoder': found none that strips a space, expected one, as a space is put before texts"},
+      {never, "key 'decoder': found Strip of a space, expected none, as no space is put before texts"},
+      {fallback(decoders({words})), key + "decoders[0].content': found the string '_', expected a space"},
+      {fallback(decoders({other})),
+       key + "decoders[0].pattern.String': found the string '_', expected U+2581"},
+      {fallback(decoders({strip(2, 0)})), key + "decoders[0].start': found the number 2, expected 0 or 1"},
+      {fallback(decoders({strip(1, 1)})), key + "decoders[0].stop': found the number 1, expected 0"},
+  });
+}
+
 }  // namespace
 }  // namespace kvfold::testing
