@@ -256,7 +256,10 @@ class Program:
 
     def keep(self, path, cache):
         s = Select(self.rng, cache, parts=False)
-        return ["keep", path, "--select", s.text()], s.slice(cache), False
+        out = s.slice(cache)
+        whole = len(s.lanes()) == len(out.vectors)
+        left = [i for i in range(len(out.rows)) if whole or any(i in held for held in out.vectors.values())]
+        return ["keep", path, "--select", s.text()], out.take(left), False
 
     def truncate(self, path, cache):
         n = self.rng.randrange(max(0, len(cache.rows) - 6), len(cache.rows) + 1)

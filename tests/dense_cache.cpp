@@ -43,17 +43,35 @@ void for_selected(DenseCache& cache, const Selection& selection,
   }
 }
 
-// Arithmetic marks the selected rows when it changed any vector.
+// Arithmetic marks the rows of which it changed a vector.
 DenseCache change(const DenseCache& cache, const Selection& selection, Operation operation,
                   const std::function<void(int part, int lane, int slot, DenseVector&)>& visit) {
   DenseCache out = cache;
-  bool any = false;
   for_selected(out, selection, [&](int part, int lane, int slot, DenseVector& v) {
     visit(part, lane, slot, v);
-    any = true;
+    mark(out.rows[slot], operation);
   });
-  if (any)
-    for (const int slot : selection.rows) mark(out.rows[slot], operation);
+  return out;
+}
+
+// Without what `drops` names; rows that are named and that no lane holds any more are gone.
+DenseCache drop(const DenseCache& cache, const std::function<bool(int lane, int slot)>& drops) {
+  DenseCache out = cache;
+  std::vector<bool> gone(static_cast<size_t>(cache.size()));
+  for (int slot = 0; slot < cache.size(); ++slot) {
+    bool named = false;
+    bool held = false;
+    for (int lane = 0; lane < cache.shape.lanes(); ++lane) {
+      const bool dropped = drops(lane, slot);
+      named |= dropped;
+      held |= !dropped && cache.at(0, lane, slot);
+      if (!dropped) continue;
+      if (cache.at(0, lane, slot)) mark(out.rows[slot], Operation::kErase);
+      for (int part = 0; part < 2; ++part) out.at(part, lane, slot).reset();
+    }
+    gone[slot] = named && !held;
+  }
+  out.remove_rows(gone);
   return out;
 }
 
@@ -146,37 +164,26 @@ DenseCache dense_overwrite(const DenseCache& cache, const DenseCache& slice, con
       out.rows[rows[i]] = slice.rows[i];
       out.rows[rows[i]].position = position;
     }
-    mark(out.rows[rows[i]], Operation::kOverwrite);
-    for (size_t lane = 0; lane < out.vectors.size(); ++lane)
-      if (slice.vectors[lane][i]) out.vectors[lane][rows[i]] = slice.vectors[lane][i];
+    for (size_t lane = 0; lane < out.vectors.size(); ++lane) {
+      if (!slice.vectors[lane][i]) continue;
+      out.vectors[lane][rows[i]] = slice.vectors[lane][i];
+      mark(out.rows[rows[i]], Operation::kOverwrite);
+    }
   }
   return out;
 }
 
 DenseCache dense_erase(const DenseCache& cache, const Selection& selection) {
-  DenseCache out = cache;
-  if (selection.empty()) return out;
-  std::vector<bool> gone(static_cast<size_t>(cache.size()));
-  for (const int slot : selection.rows) {
-    bool held = false;
-    for (int lane = 0; lane < cache.shape.lanes(); ++lane) {
-      if (selects_lane(cache, selection, lane)) {
-        out.at(0, lane, slot).reset();
-        out.at(1, lane, slot).reset();
-      }
-      held |= out.at(0, lane, slot).has_value();
-    }
-    gone[slot] = !held;
-    mark(out.rows[slot], Operation::kErase);
-  }
-  out.remove_rows(gone);
-  return out;
+  if (selection.empty()) return cache;
+  return drop(cache, [&](int lane, int slot) {
+    return selects_lane(cache, selection, lane) && contains(selection.rows, slot);
+  });
 }
 
 DenseCache dense_keep(const DenseCache& cache, const Selection& selection) {
-  DenseCache out = dense_extract(cache, selection);
-  out.next_position = cache.next_position;
-  return out;
+  return drop(cache, [&](int lane, int slot) {
+    return !selects_lane(cache, selection, lane) || !contains(selection.rows, slot);
+  });
 }
 
 DenseCache dense_truncate(const DenseCache& cache, int size) {

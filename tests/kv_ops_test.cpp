@@ -123,6 +123,44 @@ TEST(Origins, AnOverwrittenRowHasTheNameOfItsSource) {
   EXPECT_EQ(source_of(must(overwrite(target, slice_of(other, "rows=2"), std::vector<int>{1})), 1), "first");
 }
 
+// A mark says that a vector of the row was changed, or lost: rows that no selected lane holds have none.
+TEST(Origins, RowsThatAnOperationDoesNotReachAreNotMarked) {
+  const auto pool = make_pool();
+  const KvCache whole = random_cache(pool, 3, 1);
+  const KvCache cache = must(erase(whole, select(whole, "layers=1 rows=1")));
+  const auto marks = [](const Rows& rows) {
+    std::string out;
+    for (const Origin& origin : rows.origins) out += "," + operation_names(origin.operations);
+    return out.substr(1);
+  };
+  EXPECT_EQ(marks(cache.rows()), ",erase,");
+  const Selection layer = select(cache, "layers=1");
+  EXPECT_EQ(marks(must(scale(cache, 2, layer)).rows()), "scale,erase,scale");
+  EXPECT_EQ(marks(must(noise(cache, layer, NoiseKind::kUnit, 1)).rows()), "noise,erase,noise");
+  EXPECT_EQ(marks(must(erase(cache, select(cache, "layers=1 rows=0-1"))).rows()), "erase,erase,");
+  const KvSlice keys = slice_of(cache, "layers=1 parts=k");
+  EXPECT_EQ(marks(*must(noise(keys, NoiseKind::kZero, 1)).rows), "noise,erase,noise");
+  EXPECT_EQ(marks(*must(fill_missing(keys, slice_of(cache), std::nullopt, 1)).rows), "fill,erase,fill");
+  const std::vector<int> rows = {0, 1, 2};
+  EXPECT_EQ(marks(must(overwrite(cache, keys, rows)).rows()), "overwrite,erase,overwrite");
+}
+
+// What no kept lane holds is gone with the lanes that held it.
+TEST(Keep, IsEraseOfEverythingElse) {
+  const auto pool = make_pool();
+  const KvCache whole = random_cache(pool, 9, 1);
+  const KvCache cache = must(erase(whole, select(whole, "layers=2 rows=1,4-5")));
+  const KvCache kept = must(keep(cache, select(cache, "layers=2 rows=0-5")));
+  const KvCache left = must(erase(must(truncate(cache, 6)), select(must(truncate(cache, 6)), "layers=0-1")));
+  EXPECT_EQ(kept.rows().tokens, (std::vector<TokenId>{100, 102, 103}));
+  EXPECT_EQ(kept.rows().tokens, left.rows().tokens);
+  EXPECT_EQ(kept.rows().origins, left.rows().origins);
+  EXPECT_EQ(kept.next_position(), 9);
+  EXPECT_EQ(load_lane(kept.lanes(), Part::kValue, 4).data, load_lane(left.lanes(), Part::kValue, 4).data);
+  EXPECT_EQ(kept.lanes().table(Part::kKey, 0).rows(), 0);
+  EXPECT_EQ(must(keep(cache, select(cache, "heads="))).size(), 0);
+}
+
 // ---- costs ----
 
 TEST(Cost, ForkAndWholeInsertCopyNoRow) {
@@ -180,6 +218,44 @@ TEST(Cost, FeedingAForkCopiesOnlyItsLastPage) {
   EXPECT_EQ(source.size(), 40);
 }
 
+// ---- pages ----
+
+// Rows of a page that nobody else holds stand in it behind the last ones, where they were before they were
+// moved to the front.
+TEST(Pages, RowsFedBehindRowsThatWereTurnedAroundHarmNone) {
+  const auto pool = make_pool();
+  std::vector<float> wanted;
+  KvCache turned = [&] {
+    const KvCache cache = random_cache(pool, 20, 1);
+    const KvSlice back = slice_of(cache, "rows=10-19");
+    const KvCache out = must(insert(must(truncate(cache, 10)), back, 0, {}));
+    wanted = load_lane(out.lanes(), Part::kKey, 3).data;
+    return out;
+  }();
+  const std::vector<TokenId> tokens(15, 7);
+  ASSERT_TRUE(turned.grow(tokens).ok());
+  const std::vector<float> fed(kShape.head_dim, -1);
+  for (int slot = 20; slot < turned.size(); ++slot) {
+    const auto place = turned.row_place(Part::kKey, 3, slot);
+    kv_store_row(pool->type(), Part::kKey, kShape.head_dim, pool->write(place.page), place.row, fed.data());
+  }
+  wanted.insert(wanted.end(), tokens.size() * fed.size(), -1);
+  EXPECT_EQ(load_lane(turned.lanes(), Part::kKey, 3).data, wanted);
+}
+
+// A table that names a page of which it has no row would keep it from others.
+TEST(Pages, OfRowsThatAreGoneAreGivenBack) {
+  const auto pool = make_pool();
+  KvCache cache = random_cache(pool, 10, 1);
+  const size_t lane_pages = 2;
+  cache = must(erase(cache, select(cache, "layers=1 heads=0 rows=2-9")));
+  cache = must(overwrite(cache, slice_of(cache, "layers=1 heads=0 rows=0-1"), std::vector<int>{0, 1}));
+  EXPECT_EQ(cache.lanes().table(Part::kKey, 2).spans().size(), 1U);
+  cache = must(erase(cache, select(cache, "layers=1 heads=0")));
+  EXPECT_EQ(cache.lanes().table(Part::kKey, 2).spans().size(), 0U);
+  EXPECT_EQ(pool->pages_held(), 2U * kShape.lanes() - lane_pages);
+}
+
 // ---- errors leave everything as it was ----
 
 TEST(Pool, ExhaustionNamesBytesAndChangesNothing) {
@@ -209,6 +285,11 @@ TEST(Errors, SayWhatWasAskedAndWhatExists) {
             std::string::npos);
   EXPECT_NE(error_of(insert(cache, slice_of(cache, "parts=k"), 0, {})).find("fill the other half"),
             std::string::npos);
+  const std::vector<KvSlice> behind = {slice_of(cache, "parts=k"), slice_of(cache, "parts=v")};
+  EXPECT_EQ(error_of(to_cache(must(concat(behind)))),
+            "layer 0 head 0 has 8 rows of K and 8 of V that are not the same; a row needs both: fill the "
+            "other half "
+            "with zero, noise, mean or a slice");
   EXPECT_NE(error_of(erase(cache, select(cache, "parts=v"))).find("half a row"), std::string::npos);
   EXPECT_NE(error_of(keep(cache, select(cache, "parts=k"))).find("half a row"), std::string::npos);
   const std::vector<int> twice = {1, 1};
@@ -235,6 +316,24 @@ TEST(Errors, SayWhatWasAskedAndWhatExists) {
                 .find("no rows to take"),
             std::string::npos);
   EXPECT_FALSE(concat({}).ok());
+}
+
+TEST(Errors, OfFill) {
+  const auto pool = make_pool();
+  const KvCache cache = random_cache(pool, 8, 1);
+  const KvSlice keys = slice_of(cache, "parts=k");
+  const auto fill = [&](const KvSlice& slice, const KvSlice& source) {
+    return error_of(fill_missing(slice, source, std::nullopt, 1));
+  };
+  EXPECT_EQ(fill(keys, slice_of(cache, "rows=1-7")), "fill: slice and source differ in shape or rows");
+  EXPECT_EQ(fill(keys, slice_of(random_cache(make_pool(), 8, 1))),
+            "fill: slice and source are of different page pools");
+  EXPECT_EQ(fill(keys, slice_of(must(erase(cache, select(cache, "layers=1 heads=1 rows=0-2"))))),
+            "fill: the source has 5 rows in layer 1 head 1 where 8 are missing");
+  const KvCache first = must(erase(cache, select(cache, "layers=0 heads=1 rows=0")));
+  const KvCache last = must(erase(cache, select(cache, "layers=0 heads=1 rows=7")));
+  EXPECT_EQ(fill(slice_of(first, "parts=k"), slice_of(last)),
+            "fill: the source has 7 rows in layer 0 head 1 where 7 are missing, and not the same");
 }
 
 TEST(Errors, PositionsText) {

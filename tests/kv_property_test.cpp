@@ -75,7 +75,10 @@ class Program {
           const PageTable& table = pair.paged.lanes().table(part, lane);
           if (seen[&table]) continue;
           seen[&table] = true;
-          for (const KvSpan& span : table.spans()) ++spans[span.page];
+          for (const KvSpan& span : table.spans()) {
+            ASSERT_GT(span.count, 0);
+            ++spans[span.page];
+          }
         }
     ASSERT_EQ(pool_->pages_held(), spans.size());
     for (const auto& [page, count] : spans) ASSERT_EQ(pool_->references(page), count) << "page " << page;
@@ -166,7 +169,10 @@ class Program {
     std::optional<NoiseKind> kind;
     if (below(3) != 0) kind = below(2) == 0 ? NoiseKind::kZero : NoiseKind::kMean;
     DenseCache slice = dense_extract(other.dense, both);
-    for (DenseRow& row : slice.rows) row.operations |= static_cast<uint32_t>(Operation::kFill);
+    for (int row = 0; row < slice.size(); ++row)
+      for (int lane = 0; lane < kShape.lanes(); ++lane)
+        if (slice.at(missing, lane, row))
+          slice.rows[row].operations |= static_cast<uint32_t>(Operation::kFill);
     if (kind)
       for (int lane = 0; lane < kShape.lanes(); ++lane)
         dense_constant(slice, missing, lane, all(slice), *kind);
@@ -206,21 +212,20 @@ class Program {
     const NoiseKind kind = kKinds[below(6)];
     const Selection s = select(from.paged.size(), false);
     Pair out{must(noise(from.paged, s, kind, random_.below(1000))), from.dense};
-    bool any = false;
     for (int part = 0; part < 2; ++part)
       for (const int layer : s.layers)
         for (const int head : s.heads) {
           if (!(part == 0 ? s.keys : s.values)) continue;
           const int lane = layer * kShape.kv_heads + head;
-          for (const int row : s.rows) any |= from.dense.at(part, lane, row).has_value();
+          for (const int row : s.rows)
+            if (from.dense.at(part, lane, row))
+              out.dense.rows[row].operations |= static_cast<uint32_t>(Operation::kNoise);
           if (kind == NoiseKind::kZero || kind == NoiseKind::kMean) {
             dense_constant(out.dense, part, lane, s.rows, kind);
           } else {
             take_over(out, part, lane, s.rows, kind);
           }
         }
-    if (any)
-      for (const int row : s.rows) out.dense.rows[row].operations |= static_cast<uint32_t>(Operation::kNoise);
     rounded_ = true;
     return out;
   }
@@ -342,9 +347,21 @@ class Program {
     return {must(to_cache(must(concat(slices)))), std::move(dense)};
   }
 
+  // Rows that were just fed, the last of them moved to the front: pages that no other cache holds, in which
+  // rows stand in another order than the slots'.
+  Pair turn_around() {
+    const Pair fed = feed({KvCache(pool_, kShape), DenseCache(kShape)});
+    const int front = below(fed.paged.size() + 1);
+    Selection back = Selection::all(kShape, fed.paged.size());
+    back.rows.erase(back.rows.begin(), back.rows.begin() + front);
+    const InsertPositions where = positions();
+    return {must(insert(must(truncate(fed.paged, front)), must(extract(fed.paged, back)), 0, where)),
+            dense_insert(dense_truncate(fed.dense, front), dense_extract(fed.dense, back), 0, where)};
+  }
+
   Pair apply(const Pair& from) {
     rounded_ = false;
-    switch (below(13)) {
+    switch (below(14)) {
       case 0:
       case 1:
         return feed(from);
@@ -372,6 +389,8 @@ class Program {
         return noise_some(from);
       case 11:
         return insert_half(from);
+      case 12:
+        return turn_around();
       default:
         return join(from);
     }

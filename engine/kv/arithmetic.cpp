@@ -72,7 +72,7 @@ Result<KvCache> change_rows(const KvCache& cache, const Selection& selection, Op
     }
   KVFOLD_RETURN_IF_ERROR(pool->change_rows(change, runs));
   auto rows = std::make_shared<Rows>(cache.rows());
-  for (const int row : selection.rows) rows->origins[row].operations |= static_cast<uint32_t>(operation);
+  mark_held(*rows, selection.rows, slice.lanes, operation);
   return KvCache(std::move(lanes), std::move(rows), cache.next_position());
 }
 

@@ -62,6 +62,7 @@ void Rows::append(const Rows& from, int begin, int end) {
 
 KvLanes::KvLanes(std::shared_ptr<PagePool> pool, const CacheShape& shape)
     : pool_(std::move(pool)), shape_(shape) {
+  KVFOLD_CHECK(pool_->head_dim() == shape.head_dim);
   const auto none = std::make_shared<PageTable>(pool_);
   tables_.assign(static_cast<size_t>(2) * shape.lanes(), none);
 }
@@ -78,10 +79,18 @@ KvLaneView KvLanes::lane_view(int lane) const {
   return {keys.data(), values.data(), static_cast<int>(keys.size()), static_cast<int>(values.size())};
 }
 
-KvCache::KvCache(std::shared_ptr<PagePool> pool, const CacheShape& shape)
-    : lanes_(std::move(pool), shape), rows_(std::make_shared<Rows>()) {
-  KVFOLD_CHECK(lanes_.pool()->head_dim() == shape.head_dim);
+void mark_held(Rows& rows, std::span<const int> slots, const KvLanes& changed, Operation operation) {
+  std::vector<bool> held(slots.size());
+  for (const Part part : {Part::kKey, Part::kValue})
+    for (int lane = 0; lane < changed.shape().lanes(); ++lane)
+      for (const KvSpan& span : changed.table(part, lane).spans())
+        std::fill_n(held.begin() + span.slot, span.count, true);
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (held[i]) rows.origins[slots[i]].operations |= static_cast<uint32_t>(operation);
 }
+
+KvCache::KvCache(std::shared_ptr<PagePool> pool, const CacheShape& shape)
+    : lanes_(std::move(pool), shape), rows_(std::make_shared<Rows>()) {}
 
 KvCache::KvCache(KvLanes lanes, std::shared_ptr<Rows> rows, int32_t next_position)
     : lanes_(std::move(lanes)), rows_(std::move(rows)), next_position_(next_position) {}

@@ -66,6 +66,7 @@ struct Rows {
 // Lanes of K and V pages: what a cache and a slice have in common.
 class KvLanes {
  public:
+  // Lanes without rows. REQUIRES: pool->head_dim() == shape.head_dim.
   KvLanes(std::shared_ptr<PagePool> pool, const CacheShape& shape);
 
   const std::shared_ptr<PagePool>& pool() const { return pool_; }
@@ -92,9 +93,12 @@ class KvLanes {
   std::vector<std::shared_ptr<PageTable>> tables_;  // [2][lanes]
 };
 
+// Leaves the operation's mark on row slots[i] of `rows` where some lane of `changed` holds row i, K or V.
+void mark_held(Rows& rows, std::span<const int> slots, const KvLanes& changed, Operation operation);
+
 class KvCache {
  public:
-  // An empty cache. REQUIRES: pool->head_dim() == shape.head_dim.
+  // An empty cache. REQUIRES: as KvLanes.
   KvCache(std::shared_ptr<PagePool> pool, const CacheShape& shape);
   // Assembles a cache; used by operations. REQUIRES: K and V of every lane hold the same slots, all below
   // rows.size().

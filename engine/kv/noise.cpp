@@ -135,7 +135,7 @@ Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {
       lanes.replace(part, lane, store_lane(pool, part, m));
     }
   auto rows = std::make_shared<Rows>(*like.rows);
-  for (Origin& origin : rows->origins) origin.operations |= static_cast<uint32_t>(Operation::kNoise);
+  mark_held(*rows, Selection::all(like.shape(), like.size()).rows, lanes, Operation::kNoise);
   return KvSlice{std::move(lanes), std::move(rows)};
 }
 
@@ -153,8 +153,7 @@ Result<KvCache> noise(const KvCache& cache, const Selection& selection, NoiseKin
     }
   if (!any) return cache.fork();
   auto rows = std::make_shared<Rows>(cache.rows());
-  for (const int row : selection.rows)
-    rows->origins[row].operations |= static_cast<uint32_t>(Operation::kNoise);
+  mark_held(*rows, selection.rows, made_up.lanes, Operation::kNoise);
   return KvCache(std::move(lanes), std::move(rows), cache.next_position());
 }
 
@@ -162,18 +161,21 @@ Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::o
                              uint64_t seed) {
   if (slice.shape() != source.shape() || slice.size() != source.size())
     return Status::error("fill: slice and source differ in shape or rows");
+  if (slice.lanes.pool() != source.lanes.pool())
+    return Status::error("fill: slice and source are of different page pools");
   KvSlice missing{KvLanes(slice.lanes.pool(), slice.shape()), source.rows};
   constexpr std::array kParts = {Part::kKey, Part::kValue};
   for (const Part part : kParts) {
     const Part other = part == Part::kKey ? Part::kValue : Part::kKey;
     for (int lane = 0; lane < slice.shape().lanes(); ++lane) {
-      const int wanted = slice.lanes.table(other, lane).rows();
-      if (slice.lanes.table(part, lane).rows() > 0 || wanted == 0) continue;
-      if (source.lanes.table(part, lane).rows() != wanted)
+      const PageTable& there = slice.lanes.table(other, lane);
+      const PageTable& from = source.lanes.table(part, lane);
+      if (slice.lanes.table(part, lane).rows() > 0 || there.rows() == 0) continue;
+      if (!from.holds_same_slots(there))
         return Status::error(
-            fmt::format("fill: the source has {} rows in layer {} head {} where {} are missing",
-                        source.lanes.table(part, lane).rows(), lane / slice.shape().kv_heads,
-                        lane % slice.shape().kv_heads, wanted));
+            fmt::format("fill: the source has {} rows in layer {} head {} where {} are missing{}",
+                        from.rows(), lane / slice.shape().kv_heads, lane % slice.shape().kv_heads,
+                        there.rows(), from.rows() == there.rows() ? ", and not the same" : ""));
       missing.lanes.share(part, lane, source.lanes, lane);
     }
   }
@@ -185,7 +187,7 @@ Result<KvSlice> fill_missing(const KvSlice& slice, const KvSlice& source, std::o
     for (int lane = 0; lane < slice.shape().lanes(); ++lane)
       if (missing.lanes.table(part, lane).rows() > 0) out.lanes.share(part, lane, missing.lanes, lane);
   auto rows = std::make_shared<Rows>(*slice.rows);
-  for (Origin& origin : rows->origins) origin.operations |= static_cast<uint32_t>(Operation::kFill);
+  mark_held(*rows, Selection::all(slice.shape(), slice.size()).rows, missing.lanes, Operation::kFill);
   out.rows = std::move(rows);
   return out;
 }

@@ -66,11 +66,12 @@ Status check_halves(const KvSlice& slice) {
   for (int lane = 0; lane < slice.shape().lanes(); ++lane) {
     const PageTable& keys = slice.lanes.table(Part::kKey, lane);
     const PageTable& values = slice.lanes.table(Part::kValue, lane);
-    if (keys.rows() == values.rows()) continue;
+    if (keys.holds_same_slots(values)) continue;
     return Status::error(fmt::format(
-        "layer {} head {} has {} rows of K and {} of V; a row needs both: fill the other half with zero, "
+        "layer {} head {} has {} rows of K and {} of V{}; a row needs both: fill the other half with zero, "
         "noise, mean or a slice",
-        lane / slice.shape().kv_heads, lane % slice.shape().kv_heads, keys.rows(), values.rows()));
+        lane / slice.shape().kv_heads, lane % slice.shape().kv_heads, keys.rows(), values.rows(),
+        keys.rows() == values.rows() ? " that are not the same" : ""));
   }
   return {};
 }
@@ -149,7 +150,7 @@ Result<InsertPositions> InsertPositions::parse(std::string_view text) {
     int32_t value = 0;
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
     const bool whole = error == std::errc() && end == number.data() + number.size();
-    if (whole && (word == "from" || value >= 0) && std::abs(static_cast<int64_t>(value)) <= INT32_MAX / 4)
+    if (whole && (word == "from" || value >= 0) && std::abs(static_cast<int64_t>(value)) <= kMostPosition)
       return InsertPositions{word == "gap" ? Kind::kGap : Kind::kFrom, value};
   }
   return Status::error(fmt::format("positions '{}': expected follow, keep, overlap, gap:N or from:N", text));
@@ -242,54 +243,71 @@ Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<
     whole_lanes += whole ? 1 : 0;
   }
   auto out = std::make_shared<Rows>(cache.rows());
-  for (int i = 0; i < slice.size(); ++i) {
-    if (whole_lanes == cache.shape().lanes()) {
-      // The whole row is another now: its token and origin are the slice's, its position stays.
-      out->tokens[rows[i]] = slice.rows->tokens[i];
-      out->origins[rows[i]] = slice.rows->origins[i];
-      out->origins[rows[i]].source = out->source_index(slice.rows->sources[slice.rows->origins[i].source]);
-    }
-    mark(*out, rows[i], Operation::kOverwrite);
+  for (int i = 0; i < slice.size() && whole_lanes == cache.shape().lanes(); ++i) {
+    // The whole row is another now: its token and origin are the slice's, its position stays.
+    out->tokens[rows[i]] = slice.rows->tokens[i];
+    out->origins[rows[i]] = slice.rows->origins[i];
+    out->origins[rows[i]].source = out->source_index(slice.rows->sources[slice.rows->origins[i].source]);
   }
+  mark_held(*out, rows, slice.lanes, Operation::kOverwrite);
   return KvCache(std::move(lanes), std::move(out), cache.next_position());
 }
+
+namespace {
+
+// Row left[i] of `from`, where `keeps(left[i])`, goes to slot i of `to`.
+template <class Keeps>
+void gather_kept(const PageTable& from, std::span<const int> left, const Keeps& keeps, PageTable& to) {
+  for (size_t i = 0; i < left.size();) {
+    size_t j = i;
+    while (j < left.size() && left[j] - left[i] == static_cast<int>(j - i) && keeps(left[j])) ++j;
+    to.append(from, left[i], left[i] + static_cast<int>(j - i), static_cast<int>(i) - left[i]);
+    i = std::max(j, i + 1);
+  }
+}
+
+// erase() of the selected rows of the selected lanes or, `but_those`, of everything else.
+KvCache drop(const KvCache& cache, const Selection& selection, bool but_those) {
+  const int lane_count = cache.shape().lanes();
+  const std::vector<bool> lanes = lane_mask(cache.shape(), selection);
+  const bool every_lane = std::find(lanes.begin(), lanes.end(), false) == lanes.end();
+  std::vector<bool> chosen(static_cast<size_t>(cache.size()));
+  for (const int row : selection.rows) chosen[row] = true;
+  const auto drops = [&](int lane, int slot) { return (lanes[lane] && chosen[slot]) != but_those; };
+
+  std::vector<bool> held(chosen.size());
+  std::vector<bool> lost(chosen.size());
+  for (int lane = 0; lane < lane_count; ++lane)
+    for (const KvSpan& span : cache.lanes().table(Part::kKey, lane).spans())
+      for (int slot = span.slot; slot < span.slot + span.count; ++slot)
+        (drops(lane, slot) ? lost : held)[slot] = true;
+  // A row stays in the table of rows while some lane holds it, or where nobody asked for it to go.
+  std::vector<int> left;
+  for (int slot = 0; slot < cache.size(); ++slot) {
+    const bool asked = chosen[slot] != but_those || (but_those && !every_lane);
+    if (held[slot] || !asked) left.push_back(slot);
+  }
+  auto rows = std::make_shared<Rows>(gather_rows(cache.rows(), runs_of(left)));
+  for (size_t i = 0; i < left.size(); ++i)
+    if (lost[left[i]]) mark(*rows, static_cast<int>(i), Operation::kErase);
+
+  KvLanes out(cache.pool(), cache.shape());
+  for (const Part part : kParts)
+    for (int lane = 0; lane < lane_count; ++lane)
+      gather_kept(
+          cache.lanes().table(part, lane), left, [&](int slot) { return !drops(lane, slot); },
+          out.mutable_table(part, lane));
+  return KvCache(std::move(out), std::move(rows), cache.next_position());
+}
+
+}  // namespace
 
 Result<KvCache> erase(const KvCache& cache, const Selection& selection) {
   KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   if (selection.empty()) return cache.fork();
   if (!selection.keys || !selection.values)
     return Status::error("erase: parts=k or parts=v alone would leave half a row; erase takes both");
-  const std::vector<bool> lanes = lane_mask(cache.shape(), selection);
-  std::vector<bool> chosen(static_cast<size_t>(cache.size()));
-  for (const int row : selection.rows) chosen[row] = true;
-  // A row stays in the table of rows while some lane holds it.
-  std::vector<int> left;
-  for (int slot = 0; slot < cache.size(); ++slot) {
-    bool held = !chosen[slot];
-    for (int lane = 0; !held && lane < cache.shape().lanes(); ++lane)
-      held = !lanes[lane] && cache.lanes().table(Part::kKey, lane).holds(slot);
-    if (held) left.push_back(slot);
-  }
-  const std::vector<Run> kept = runs_of(left);
-  auto rows = std::make_shared<Rows>(gather_rows(cache.rows(), kept));
-  for (size_t i = 0; i < left.size(); ++i)
-    if (chosen[left[i]]) mark(*rows, static_cast<int>(i), Operation::kErase);
-
-  KvLanes out(cache.pool(), cache.shape());
-  for (const Part part : kParts)
-    for (int lane = 0; lane < cache.shape().lanes(); ++lane) {
-      PageTable& table = out.mutable_table(part, lane);
-      const PageTable& old = cache.lanes().table(part, lane);
-      for (size_t i = 0; i < left.size();) {
-        size_t j = i;
-        while (j < left.size() && left[j] - left[i] == static_cast<int>(j - i) &&
-               !(lanes[lane] && chosen[left[j]]))
-          ++j;
-        table.append(old, left[i], left[i] + static_cast<int>(j - i), static_cast<int>(i) - left[i]);
-        i = std::max(j, i + 1);
-      }
-    }
-  return KvCache(std::move(out), std::move(rows), cache.next_position());
+  return drop(cache, selection, false);
 }
 
 Result<KvCache> truncate(const KvCache& cache, int size) {
@@ -311,8 +329,7 @@ Result<KvCache> keep(const KvCache& cache, const Selection& selection) {
   KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   if (!selection.keys || !selection.values)
     return Status::error("keep: parts=k or parts=v alone would leave half a row; keep takes both");
-  KVFOLD_ASSIGN_OR_RETURN(KvSlice slice, extract(cache, selection));
-  return KvCache(std::move(slice.lanes), std::make_shared<Rows>(*slice.rows), cache.next_position());
+  return drop(cache, selection, true);
 }
 
 Result<KvCache> shift(const KvCache& cache, std::span<const int> rows, int32_t delta) {

@@ -43,7 +43,7 @@ Result<KvCache> insert(const KvCache& cache, const KvSlice& slice, int at, const
 
 // Row i of the slice replaces the row at slot rows[i], in the lanes and parts that the slice has; the rest is
 // untouched, positions included. Errors: shapes or pools differ, as many rows as the slice has are not named,
-// a slot is out of range or named twice, or a lane lacks the row that would be replaced.
+// a slot is out of range or not above the one before it, or a lane lacks the row that would be replaced.
 Result<KvCache> overwrite(const KvCache& cache, const KvSlice& slice, std::span<const int> rows);
 
 // Drops the selected rows from the selected lanes (K and V together, as attention needs both: a selection of

@@ -28,8 +28,26 @@ int PageTable::rows_before(int slot) const {
   return rows;
 }
 
+bool PageTable::holds_same_slots(const PageTable& other) const {
+  if (rows_ != other.rows_) return false;
+  auto b = other.spans_.begin();
+  int done_b = 0;  // rows of *b that were compared
+  for (const KvSpan& a : spans_)
+    for (int done_a = 0; done_a < a.count;) {
+      if (a.slot + done_a != b->slot + done_b) return false;
+      const int n = std::min(a.count - done_a, b->count - done_b);
+      done_a += n;
+      done_b += n;
+      if (done_b < b->count) continue;
+      ++b;
+      done_b = 0;
+    }
+  return true;
+}
+
 void PageTable::append(const PageTable& from, int begin, int end, int delta) {
   KVFOLD_CHECK(pool_ == from.pool_);
+  if (begin >= end) return;  // within a span that would be a span of no rows, which holds its page
   auto first = std::partition_point(from.spans_.begin(), from.spans_.end(),
                                     [&](const KvSpan& span) { return span.slot + span.count <= begin; });
   for (; first != from.spans_.end() && first->slot < end; ++first) {
@@ -52,13 +70,17 @@ void PageTable::append(const PageTable& from, int begin, int end, int delta) {
   }
 }
 
-// Nobody else holds the last page, and it has rows left behind our last one.
+// Nobody else holds the last page, and it has rows left behind our last one. Rows of our own that were moved
+// before it may stand there too.
 bool PageTable::last_page_is_open() const {
   if (spans_.empty()) return false;
   const KvSpan& last = spans_.back();
+  const int end = last.first + last.count;
   uint32_t own = 0;
-  for (auto at = spans_.rbegin(); at != spans_.rend() && at->page == last.page; ++at) ++own;
-  return last.first + last.count < kPageRows && pool_->references(last.page) == own;
+  for (auto at = spans_.rbegin();
+       at != spans_.rend() && at->page == last.page && at->first + at->count <= end; ++at)
+    ++own;
+  return end < kPageRows && pool_->references(last.page) == own;
 }
 
 size_t PageTable::pages_to_extend(int rows, bool forked) const {

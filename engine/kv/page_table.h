@@ -25,6 +25,8 @@ class PageTable {
   // How many rows stand at slots below `slot`.
   int rows_before(int slot) const;
   bool holds(int slot) const { return find(slot) != nullptr; }
+  // Whether `other` holds the same slots, however its rows are cut into pages.
+  bool holds_same_slots(const PageTable& other) const;
 
   // Appends the rows of `from` at slots [begin, end), moved by `delta`. REQUIRES: they end up behind every
   // row here.
