@@ -122,11 +122,10 @@ class Program {
   // Multiples of 1/8 below 16 in magnitude: exact in f16 and f32.
   float value() { return static_cast<float>(below(255) - 127) / 8; }
 
-  Pair feed(const Pair& from) {
-    Pair out = from;
+  Pair feed(Pair out) {
     std::vector<TokenId> tokens(static_cast<size_t>(1 + below(40)));
     for (TokenId& t : tokens) t = below(1000);
-    const int first = from.paged.size();
+    const int first = out.paged.size();
     EXPECT_TRUE(out.paged.grow(tokens).ok());
     std::vector<float> row(kShape.head_dim);
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -347,24 +346,27 @@ class Program {
     return {must(to_cache(must(concat(slices)))), std::move(dense)};
   }
 
-  // Rows that were just fed, the last of them moved to the front: pages that no other cache holds, in which
-  // rows stand in another order than the slots'.
+  // Rows that were just fed, the last of them moved to the front, and then more: pages that no other cache
+  // holds, in which rows stand in another order than the slots'.
   Pair turn_around() {
-    const Pair fed = feed({KvCache(pool_, kShape), DenseCache(kShape)});
+    Pair fed = feed({KvCache(pool_, kShape), DenseCache(kShape)});
     const int front = below(fed.paged.size() + 1);
     Selection back = Selection::all(kShape, fed.paged.size());
     back.rows.erase(back.rows.begin(), back.rows.begin() + front);
     const InsertPositions where = positions();
-    return {must(insert(must(truncate(fed.paged, front)), must(extract(fed.paged, back)), 0, where)),
-            dense_insert(dense_truncate(fed.dense, front), dense_extract(fed.dense, back), 0, where)};
+    Pair turned = {must(insert(must(truncate(fed.paged, front)), must(extract(fed.paged, back)), 0, where)),
+                   dense_insert(dense_truncate(fed.dense, front), dense_extract(fed.dense, back), 0, where)};
+    fed = {KvCache(pool_, kShape), DenseCache(kShape)};
+    return feed(std::move(turned));
   }
 
   Pair apply(const Pair& from) {
     rounded_ = false;
     switch (below(14)) {
       case 0:
-      case 1:
         return feed(from);
+      case 1:
+        return feed(feed(from));  // the second into pages of its own
       case 2:
         return insert_some(from);
       case 3:
