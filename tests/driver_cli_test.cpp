@@ -55,6 +55,35 @@ std::string small_set(const std::string& path, int lines) {
   return out;
 }
 
+// The plan's case is held against the sources of both halves, but for those that state its own fact.
+TEST_F(Driver, PlanCaseIsScoredUnderAllOtherSources) {
+  std::string set = small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 5);
+  std::vector<nlohmann::json> trials;
+  std::istringstream in(set);
+  for (std::string line; std::getline(in, line);) trials.push_back(nlohmann::json::parse(line));
+  trials[1]["set"] = "test";
+  trials[2]["source"] = "I am called LYRA";
+  set.clear();
+  for (const nlohmann::json& trial : trials) set += trial.dump() + "\n";
+  folder_.write("set.jsonl", set);
+  ASSERT_EQ(
+      run("run_2a --model tiny.gguf -n 2 --framings raw --family --limit 1 --prompts set.jsonl --runs runs")
+          .status,
+      0);
+  std::istringstream lines(all_records("runs"));
+  int plan = 0;
+  for (std::string line; std::getline(lines, line);) {
+    const auto trial = nlohmann::json::parse(line);
+    if (trial.at("set") != "plan" || trial.at("condition") != "transfer") {
+      EXPECT_TRUE(trial.at("permuted_uplifts").is_null()) << trial.at("trial") << trial.at("condition");
+      continue;
+    }
+    EXPECT_EQ(trial.at("permuted_uplifts").size(), 3U) << "one of the test half, two of calibration's three";
+    ++plan;
+  }
+  EXPECT_EQ(plan, 1);
+}
+
 TEST_F(Driver, InterruptedRunGoesOnToTheSameRecords) {
   folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 3));
   const std::string command =
@@ -98,6 +127,48 @@ TEST_F(Driver, QuantizedModelIsAnotherModel) {
   EXPECT_NE(manifest("eight").at("model_fingerprint"), manifest("stored").at("model_fingerprint"));
   EXPECT_NE(all_records("eight"), all_records("stored"));
   EXPECT_EQ(run(command + "none --quantize q3").status, 2);
+}
+
+// Another program may measure otherwise: what it finds unfinished is not its own to go on with.
+TEST_F(Driver, AnotherProgramBeginsAnew) {
+  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 2));
+  const std::string arguments = " --model tiny.gguf -n 2 --framings raw --prompts set.jsonl --runs runs";
+  ASSERT_EQ(run("run_2a" + arguments).status, 0);
+  const std::filesystem::path file =
+      std::filesystem::directory_iterator(folder_.file("runs"))->path() / "manifest.json";
+  auto manifest = nlohmann::ordered_json::parse(TemporaryFolder::read(file));
+  manifest["complete"] = false;
+  std::ofstream(file) << manifest.dump();
+  std::filesystem::copy_file(KVFOLD_PROGRAMS "/run_2a", folder_.file("other"));
+  std::ofstream(folder_.file("other"), std::ios::app) << "another build";
+  const std::string command = "cd '" + folder_.file("") + "' && ./other" + arguments + " >/dev/null 2>&1";
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  const auto runs = std::filesystem::directory_iterator(folder_.file("runs"));
+  EXPECT_EQ(std::distance(begin(runs), end(runs)), 2);
+  ASSERT_EQ(run("run_2a" + arguments).status, 0);
+  EXPECT_EQ(nlohmann::ordered_json::parse(TemporaryFolder::read(file)).at("resumed"), 1);
+}
+
+// So with statements: a run of signatures is of the prompts that stood in the file, not of the file's name.
+TEST_F(Driver, SignaturesOfOtherPromptsBeginAnew) {
+  const auto prompt = [](const char* id, const char* text) {
+    return nlohmann::json{{"id", id},    {"kind", "grounded"}, {"template", "t"},
+                          {"pair", "p"}, {"set", "test"},      {"text", text}}
+               .dump() +
+           "\n";
+  };
+  const std::string command = "run_signatures --model tiny.gguf --prompts set.jsonl --runs runs";
+  folder_.write("set.jsonl", prompt("a", "one two three") + prompt("b", "four five six"));
+  ASSERT_EQ(run(command).status, 0);
+  const std::filesystem::path file =
+      std::filesystem::directory_iterator(folder_.file("runs"))->path() / "manifest.json";
+  auto manifest = nlohmann::ordered_json::parse(TemporaryFolder::read(file));
+  manifest["complete"] = false;
+  std::ofstream(file) << manifest.dump();
+  folder_.write("set.jsonl", prompt("a", "seven eight nine") + prompt("b", "four five six"));
+  ASSERT_EQ(run(command).status, 0);
+  const auto runs = std::filesystem::directory_iterator(folder_.file("runs"));
+  EXPECT_EQ(std::distance(begin(runs), end(runs)), 2);
 }
 
 TEST_F(Driver, KilledRunGoesOnToTheSameRecords) {

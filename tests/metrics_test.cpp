@@ -22,6 +22,10 @@ TEST(Markers, AreWholeWordsWithCaseFolded) {
   EXPECT_EQ(find_markers("It is 1000", {"100"}), Words{});
   EXPECT_EQ(find_markers("at 100 degrees", {"100°"}), Words{"100°"});
   EXPECT_EQ(find_markers("at 1000 degrees", {"100°"}), Words{});
+  EXPECT_EQ(find_markers("1,100 or 100.5, 3.100 and 100,000", {"100"}), Words{});
+  EXPECT_EQ(find_markers("from 0, 100.", {"100"}), Words{"100"});
+  EXPECT_EQ(find_markers("100\u00BAC", {"100"}), Words{"100"}) << "an ordinal sign for a degree";
+  EXPECT_EQ(find_markers("No.Lyra,Seattle", {"Lyra", "Seattle"}), (Words{"Lyra", "Seattle"}));
   EXPECT_EQ(find_markers("By Dr Helena Frost", {"Frost."}), Words{"Frost."});
   EXPECT_EQ(find_markers("Once upon a time.", {"once upon a time"}), Words{"once upon a time"});
   EXPECT_EQ(find_markers("STRASSE", {"straße"}), Words{"straße"});

@@ -9,6 +9,7 @@
 
 #include "engine/kv/cache_file.h"
 #include "experiments/harness/measure.h"
+#include "experiments/harness/metrics.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/progress.h"
 #include "experiments/harness/replay.h"
@@ -147,14 +148,25 @@ class Run {
     return out;
   }
 
+  // Trials whose sources do not state the fact of one of the plan's cases: those of the test half, then, as a
+  // rank among few is no small p after Holm over framings, those of the other.
+  std::vector<const Trial*> trials_of_other_facts(const Trial& plan) const {
+    std::vector<const Trial*> out;
+    for (const char* half : {"test", "calibration"})
+      for (const Trial& other : prompts_.trials)
+        if (other.set == half && out.size() < kPermutations &&
+            find_markers(other.source, {plan.contrast.marker}).empty())
+          out.push_back(&other);
+    return out;
+  }
+
   // The plan's cases under other trials' sources: what their uplift is held against.
   Status permute(std::vector<TrialOutcome>& outcomes) {
     for (TrialOutcome& outcome : outcomes) {
       std::vector<std::vector<TokenId>> others;
-      for (const Trial& other : prompts_.trials) {
-        if (other.set != "test" || others.size() == kPermutations) continue;
+      for (const Trial* other : trials_of_other_facts(*outcome.trial->trial)) {
         KVFOLD_ASSIGN_OR_RETURN(FramedTrial framed,
-                                frame(other, other, outcome.trial->framing, session_.tokenizer()));
+                                frame(*other, *other, outcome.trial->framing, session_.tokenizer()));
         others.push_back(std::move(framed.source.ids));
       }
       KVFOLD_ASSIGN_OR_RETURN(std::vector<double> uplifts,

@@ -14,7 +14,8 @@
 namespace kvfold {
 namespace {
 
-// Code points of `text`, case-folded and compatibility-composed. Bytes that are not UTF-8 end it.
+// Code points of `text`, case-folded and composed; none where it is not UTF-8, which a decoder's text always
+// is.
 std::vector<utf8proc_int32_t> fold(const std::string& text) {
   utf8proc_uint8_t* mapped = nullptr;
   const auto options = static_cast<utf8proc_option_t>(UTF8PROC_CASEFOLD | UTF8PROC_COMPOSE | UTF8PROC_STABLE);
@@ -33,19 +34,31 @@ std::vector<utf8proc_int32_t> fold(const std::string& text) {
 }
 
 bool in_word(utf8proc_int32_t c) {
+  constexpr utf8proc_int32_t kFeminine = 0xAA;   // ordinal signs: letters to Unicode, and often written for
+  constexpr utf8proc_int32_t kMasculine = 0xBA;  // a degree
+  if (c == kFeminine || c == kMasculine) return false;
   const utf8proc_category_t category = utf8proc_category(c);
   return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO) ||
          (category >= UTF8PROC_CATEGORY_MN && category <= UTF8PROC_CATEGORY_NO);
+}
+
+bool is_digit(utf8proc_int32_t c) { return utf8proc_category(c) == UTF8PROC_CATEGORY_ND; }
+
+// Whether the code points before and at `i` belong to one word, or to one number: "1,100", "99.5".
+bool joined(const std::vector<utf8proc_int32_t>& text, size_t i) {
+  if (i == 0 || i == text.size()) return false;
+  const auto one_number = [&](size_t sign) {
+    return sign > 0 && sign + 1 < text.size() && (text[sign] == '.' || text[sign] == ',') &&
+           is_digit(text[sign - 1]) && is_digit(text[sign + 1]);
+  };
+  return (in_word(text[i - 1]) && in_word(text[i])) || one_number(i) || one_number(i - 1);
 }
 
 bool holds_word(const std::vector<utf8proc_int32_t>& text, const std::vector<utf8proc_int32_t>& word) {
   if (word.empty()) return false;
   for (size_t at = 0; at + word.size() <= text.size(); ++at) {
     if (!std::equal(word.begin(), word.end(), text.begin() + static_cast<std::ptrdiff_t>(at))) continue;
-    const size_t end = at + word.size();
-    const bool begins = at == 0 || !in_word(text[at - 1]) || !in_word(word.front());
-    const bool ends = end == text.size() || !in_word(text[end]) || !in_word(word.back());
-    if (begins && ends) return true;
+    if (!joined(text, at) && !joined(text, at + word.size())) return true;
   }
   return false;
 }

@@ -12,7 +12,7 @@
 namespace kvfold {
 
 // The markers that stand in `text` as whole words, case ignored by Unicode's folding: letters and digits on
-// either side of a marker make it part of another word.
+// either side of a marker make it part of another word, and "1,100" or "100.5" is another number than "100".
 std::vector<std::string> find_markers(const std::string& text, const std::vector<std::string>& markers);
 
 // exp of the mean negative log-probability; none for no tokens.

@@ -34,6 +34,13 @@ std::string cpu_name() {
   return "unknown";
 }
 
+// XXH3-64 of this program's file: another build may measure otherwise.
+std::string program_hash() {
+  std::ifstream file("/proc/self/exe", std::ios::binary);
+  const std::string bytes(std::istreambuf_iterator<char>(file), {});
+  return fmt::format("{:016x}", XXH3_64bits(bytes.data(), bytes.size()));
+}
+
 nlohmann::ordered_json machine() {
   utsname system{};
   uname(&system);
@@ -155,13 +162,14 @@ nlohmann::ordered_json describe_run(const Session& session, const DriverOptions&
           {"seed", options.seed},
           {"decoding", "greedy"},
           {"build", KVFOLD_BUILD},
+          {"program_xxh3", program_hash()},
           {"command", options.command},
           {"machine", machine()}};
 }
 
 std::string run_identity(const nlohmann::ordered_json& description, const nlohmann::ordered_json& what) {
   nlohmann::ordered_json decides = what;
-  for (const char* key : {"model_fingerprint", "precision", "cache_type", "tokens", "seed", "build"})
+  for (const char* key : {"model_fingerprint", "precision", "cache_type", "tokens", "seed", "program_xxh3"})
     decides[key] = description.at(key);
   const std::string text = decides.dump();
   return fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));

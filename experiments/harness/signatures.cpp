@@ -1,12 +1,14 @@
 #include "experiments/harness/signatures.h"
 
 #include <fmt/core.h>
+#include <xxhash.h>
 
 #include <array>
 #include <cmath>
 #include <map>
 #include <numeric>
 
+#include "engine/file.h"
 #include "engine/kv/ops.h"
 #include "experiments/harness/cache_signature.h"
 #include "experiments/harness/options.h"
@@ -106,6 +108,7 @@ std::string summary(const std::vector<nlohmann::json>& lines) {
 
 Status run(const DriverOptions& options) {
   const std::string path = options.prompts.empty() ? prompt_set_path("signatures") : options.prompts;
+  KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   KVFOLD_ASSIGN_OR_RETURN(std::vector<nlohmann::json> prompts, read_lines(path));
   for (size_t i = 0; i < prompts.size(); ++i)
     for (const char* key : {"id", "kind", "template", "pair", "set", "text"})
@@ -118,6 +121,7 @@ Status run(const DriverOptions& options) {
                      {"phase", "signatures"},
                      {"question", "Do cognitive modes produce measurably different KV-cache signatures?"},
                      {"prompts", path},
+                     {"prompts_xxh3", fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()))},
                      {"trials", prompts.size()}};
   const Json description = describe_run(*session, options);
   KVFOLD_ASSIGN_OR_RETURN(RunFolder folder, RunFolder::open(options.runs, "signatures",

@@ -101,3 +101,7 @@ def figure(description: dict, title: str = "") -> str:
         f"<div class=figure>{head}{legend(description['legend'])}"
         f'<div class=plot id="{description["id"]}" style="height:{height}px"></div></div>'
     )
+
+
+def several(items, key) -> list:
+    return list(dict.fromkeys(item[key] for item in items))

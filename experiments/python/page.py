@@ -10,10 +10,12 @@ import pandas as pd
 
 import crossing
 import figures
+import limits
+import modes
 import rating
 import statements
 import sweeps
-from html_parts import chip, chips, estimate, figure, highlighted, number, p_value, panel, segments, sortable, table
+from html_parts import chip, chips, estimate, figure, highlighted, number, p_value, panel, segments, several, sortable, table
 from verdicts import VERDICTS
 
 HERE = Path(__file__).resolve().parent
@@ -44,10 +46,6 @@ class Page:
     def plot(self, description: dict, title: str = "") -> str:
         self.figures.append(description)
         return figure(description, title)
-
-
-def several(items, key) -> list:
-    return list(dict.fromkeys(item[key] for item in items))
 
 
 # ---- what came out ----
@@ -222,50 +220,6 @@ def add_forests(page: Page) -> None:
     page.add("effects", "Is it this source?", body + "</div>")
 
 
-def add_modes(page: Page) -> None:
-    rows = page.summary["modes"]
-    if not rows:
-        return
-    body = (
-        "<p>2d crosses the source's mode with its entity. The effect of a mode is the log-probability of an answer of that mode, whose "
-        "content is in no source, under a source of that mode less that under a factual source. It counts as mode only where the source is of "
-        "another entity (so that no content can be repeated).</p><div class=pair>"
-    )
-    for i, model in enumerate(several(rows, "model")):
-        for entity in ("other", "same"):
-            here = [m for m in rows if (m["model"], m["entity"]) == (model, entity) and m["probe"] == m["mode"]]
-            framings, kinds = several(here, "framing"), several(here, "mode")
-            by = {(m["framing"], m["mode"]): m["nats"] for m in here}
-            series = {mode: [by.get((f, mode)) for f in framings] for mode in kinds}
-            if here:
-                plot = figures.forest(f"mode-{i}-{entity}", framings, series, "effect of the source's mode (nats)")
-                body += page.plot(plot, f"{model}, {entity} entity")
-    body += "</div><h3>What the answers say</h3>" + _answer_table(page.summary["answers"])
-    columns = [
-        ("model", "text"), ("framing", "text"), ("entity", "text"), ("mode of the source", "text"), ("probe", "text"), ("n", "number"),
-        ("nats", "number"), ("d (paired)", "number"), ("g", "number"), ("Holm p", "number"), ("equivalence p", "number"),
-    ]  # fmt: skip
-    table_rows = []
-    for m in rows:
-        d, g = (m["effect"] or {}).get("d"), (m["effect"] or {}).get("g")
-        table_rows.append(
-            [escape(m["model"]), m["framing"], m["entity"], m["mode"], m["probe"], m["n"]]
-            + [sortable(estimate(e), e and e["value"]) for e in (m["nats"], d, g)]
-            + [sortable(p_value(p), p) for p in (m["p_holm"], m["p_equivalence_holm"])]
-        )
-    page.add("modes", "Does the mode transfer, apart from the content?", body + "<h3>Every test</h3>" + table(columns, table_rows, "mode effects"))
-
-
-def _answer_table(answers: list[dict]) -> str:
-    columns = [("model", "text"), ("framing", "text"), ("entity", "text"), ("mode of the source", "text"), ("condition", "text"), ("n", "number"),
-               ("names the source's words", "number"), ("true", "number"), ("neither", "number"), ("ends at once", "number")]  # fmt: skip
-    rows = []
-    for a in answers:
-        shares = [sortable(f"{a[k]['value']:.0%}", a[k]["value"]) for k in ("names_source", "true", "neither", "stalled")]
-        rows.append([escape(a["model"]), a["framing"], a["entity"], a["mode"], a["condition"], a["n"], *shares])
-    return table(columns, rows, "what the answers say")
-
-
 # ---- sweeps ----
 
 
@@ -335,7 +289,7 @@ def _mode_against_content(page: Page, rows: list[dict], stem: str) -> str:
     parts: dict[tuple, list] = {}
     for framing, of in sweeps.groups(rows).items():
         for r in of:
-            parts.setdefault((framing, r["series"]), []).append(r)
+            parts.setdefault((framing, f"{r['source_mode']} source, {r['series']}"), []).append(r)
     for i, ((framing, series), here) in enumerate(parts.items()):
         here.sort(key=lambda r: r["layer"])
         lines = {name: [(r["layer"], r[name]) for r in here if r[name] is not None] for name in ("mode", "content")}
@@ -454,12 +408,14 @@ def add_insignificant(page: Page) -> None:
     rows = statements.not_significant(page.summary)
     open_ones = sum("open" in r["says"] for r in rows)
     none = sum(r["says"].startswith("no effect") for r in rows)
+    less = sum(r["says"].startswith("less") for r in rows)
     if not rows:
         page.add("insignificant", "What was not significant", "<p>No test: there is no test split, or every test was significant.</p>")
         return
     body = (
         f"<p>{len(rows)} tests have an adjusted p of 0.05 or more. In {none} an equivalence test (two one-sided tests) shows that there is no effect worth the "
-        f"name; {open_ones} stay open: the data show neither an effect nor its absence; in the other {len(rows) - none - open_ones} none was asked for.</p>"
+        f"name; in {less} the test asked whether a source does more than another, and it does less; {open_ones} stay open: the data show neither an effect nor its "
+        f"absence; in the other {len(rows) - none - less - open_ones} no such test was asked for.</p>"
     )
     columns = [("model", "text"), ("where", "text"), ("what", "text"), ("estimate", "number"), ("adjusted p", "number"), ("so", "text")]
     cells = [
@@ -470,8 +426,8 @@ def add_insignificant(page: Page) -> None:
 
 
 def add_limits(page: Page) -> None:
-    can = "".join(f"<li>{escape(s)}</li>" for s in statements.can_say(page.summary))
-    cannot = "".join(f"<li>{escape(s)}</li>" for s in statements.limits(page.summary))
+    can = "".join(f"<li>{escape(s)}</li>" for s in limits.can_say(page.summary))
+    cannot = "".join(f"<li>{escape(s)}</li>" for s in limits.cannot_say(page.summary))
     body = (f"<h3>It can say</h3><ul class=plain>{can}</ul>" if can else "") + f"<h3>It cannot say</h3><ul class=plain>{cannot}</ul>"
     page.add("limits", "What this run can and cannot say", body)
 
@@ -549,7 +505,7 @@ def _paragraphs(text: str) -> list[str]:
 def build(summary: dict, lines: pd.DataFrame, plotly_script: str) -> tuple[str, list[str]]:
     """The page, and the names of its panels."""
     page = Page(summary, lines)
-    for add in (add_answers, add_cases, add_verdicts, add_forests, add_modes, add_sweeps, add_norms, add_signatures, crossing.add_crossings, add_insignificant, add_limits):
+    for add in (add_answers, add_cases, add_verdicts, add_forests, modes.add_modes, add_sweeps, add_norms, add_signatures, crossing.add_crossings, add_insignificant, add_limits):
         add(page)
     rating_data = add_rating(page)
     add_method(page)

@@ -1,10 +1,8 @@
-"""Sentences made from the summary's numbers: what came out, what was not significant, what the run can and cannot say."""
+"""Sentences made from the summary's numbers: what came out, and what was not significant. limits.py has how far it carries."""
 
 from __future__ import annotations
 
 from collections import Counter
-
-from statsmodels.stats.power import TTestPower
 
 import sweeps
 import verdicts
@@ -30,18 +28,25 @@ def answer(title: str, sentence: str, verdict: str | None = None, parts: list[st
 def _plan_parts(cases: list[dict]) -> list[str]:
     transfer = [c for c in cases if c["condition"] == "transfer"]
     baseline = {(c["trial"], c["framing"]): c for c in cases if c["condition"] == "baseline"}
-    won = [c for c in transfer if c["succeeded"] and not baseline[c["trial"], c["framing"]]["succeeded"]]
     parts = []
     for trial in dict.fromkeys(c["trial"] for c in transfer):
-        framings = [c["framing"] for c in won if c["trial"] == trial]
         of = [c for c in transfer if c["trial"] == trial]
+        # A baseline that ends at once may still know: what it says without that counts too.
+        known = [c["framing"] for c in of if _says_any(baseline[trial, c["framing"]])]
+        won = [c["framing"] for c in of if c["succeeded"] and c["framing"] not in known]
         stalled = [f"{c['framing']} ({c['reference_uplift']:+.1f} nats)" for c in of if c["stall"]]
-        sentence = f"'{trial}': all markers, and only with the cache, in {len(framings)} of {len(of)} framings"
-        sentence += f" ({listed(framings)})" if framings else ""
+        sentence = f"'{trial}': all markers with the cache and none without it in {len(won)} of {len(of)} framings"
+        sentence += f" ({listed(won)})" if won else ""
+        if known:
+            sentence += f"; without it too it says one in {listed(known)}, which shows nothing"
         if stalled:
             sentence += f"; ends at once in {listed(stalled)}: in brackets the reference answer's log-probability less baseline's"
         parts.append(sentence)
     return parts
+
+
+def _says_any(case: dict) -> bool:
+    return bool(case["markers"] or case["banned_markers"])
 
 
 def _both(cell: dict) -> str:
@@ -51,7 +56,9 @@ def _both(cell: dict) -> str:
 
 def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
     cases = [c for c in summary["cases"] if (c["model"], c["phase"]) == (model, phase)]
-    cells = [c for c in summary["cells"] if (c["model"], c["phase"]) == (model, phase) and c["condition"] == "transfer"]
+    every = [c for c in summary["cells"] if (c["model"], c["phase"]) == (model, phase)]
+    cells = [c for c in every if c["condition"] == "transfer"]
+    alone = {(c["family"], c["framing"]): c for c in every if c["condition"] == "baseline"}
     out = []
     if cases:
         out.append(answer(f"{phase}, {NAMES[phase]}: the plan's cases", "", None, _plan_parts(cases)))
@@ -60,8 +67,9 @@ def phase_answers(summary: dict, model: str, phase: str) -> list[dict]:
             rows = [c for c in cells if c["family"] == family]
             found = Counter(c["verdict"] for c in rows if c["verdict"])
             each = [
-                f"{c['framing']}: {_both(c)}, all markers in {share(c['numbers']['succeeded'])}, uplift over "
-                f"another source {interval(c['numbers']['uplift_over_mismatched'])} nats"
+                f"{c['framing']}: {_both(c)}, all markers in {share(c['numbers']['succeeded'])}, without a source in "
+                f"{share(alone[family, c['framing']]['numbers']['succeeded'])}; uplift over another source "
+                f"{interval(c['numbers']['uplift_over_mismatched'])} nats, Holm p {verdicts.text(c['p_holm'])}"
                 for c in rows
             ]
             n = rows[0]["numbers"]["n"]
@@ -75,21 +83,32 @@ def mode_answer(summary: dict, model: str) -> list[dict]:
     if not rows:
         return []
     other = [m for m in rows if m["entity"] == "other" and m["probe"] == m["mode"]]
-    moved = [m for m in other if m["transfers"]]
-    none = [m for m in other if not m["transfers"] and m["p_equivalence_holm"] is not None and m["p_equivalence_holm"] < ALPHA]
     sentence = (
-        f"With other content, a source's mode raises an answer of that mode in {len(moved)} of {len(other)} tests "
-        f"(mode x framing, Holm p < {ALPHA})"
+        f"With other content, so that only the mode can come through, a source of a mode raises an answer of that mode over a factual source "
+        f"in {sum(m['transfers'] for m in other)} of {len(other)} tests (mode x framing). Of each, with the same entity's additional effect:"
     )
-    if moved:
-        each = [f"{m['mode']} in {m['framing']}: {interval(m['nats'])} nats, d {_d(m)}" for m in moved]
-        sentence += ": " + "; ".join(each)
-    sentence += f". In {len(none)} the effect is equivalent to none (|d| < 0.5); the rest stay open."
-    truth = [m for m in rows if m["entity"] == "other" and m["probe"] == "truth" and m["mode"] == "confabulated"]
+    more = {(m["framing"], m["mode"]): m for m in summary["mode_by_entity"] if m["model"] == model}
+    parts = [f"{_mode_effect(m)}; {_with_same_entity(more.get((m['framing'], m['mode'])))}" for m in other]
+    truth = [m for m in rows if m["entity"] == "other" and m["probe"] == "truth"]
     if truth:
-        each = [f"{m['framing']} {interval(m['nats'])}" for m in truth]
-        sentence += f" A confabulated source changes the true answer's log-probability by (nats, against a factual source): {'; '.join(each)}."
-    return [answer("2d: does the mode transfer, apart from the content?", sentence)]
+        parts.append(f"log-probability of the true answer: {'; '.join(_mode_effect(m) for m in truth)}")
+    return [answer("2d: does the mode transfer, apart from the content?", sentence, None, parts)]
+
+
+def _mode_effect(m: dict) -> str:
+    """A test of mode: its estimate, and what it comes to."""
+    significant = m["p_holm"] is not None and m["p_holm"] < ALPHA
+    if significant:
+        says = "raised" if m["nats"]["value"] > 0 else "lowered"
+    elif m["p_equivalence_holm"] is not None and m["p_equivalence_holm"] < ALPHA:
+        says = "no effect (|d| < 0.5 shown)"
+    else:
+        says = "open"
+    return f"{m['mode']} in {m['framing']}: {says}, {interval(m['nats'])} nats, d {_d(m)}, Holm p {verdicts.text(m['p_holm'])}"
+
+
+def _with_same_entity(m: dict | None) -> str:
+    return "with the same entity not known" if m is None else f"with the same entity {interval(m['nats'])} more, Holm p {verdicts.text(m['p_holm'])}"
 
 
 def _d(row: dict) -> str:
@@ -108,6 +127,9 @@ def name_answer(summary: dict, model: str) -> list[dict]:
     return [answer("2d: content or mode in the words of the answer", "After a confabulated source:", parts=each)]
 
 
+SCALE = "tau: 0 is no source, 1 the text itself. p: that this source raises its answer over another's in its place, adjusted over all points."
+
+
 def sweep_answer(sweep: dict) -> list[dict]:
     points = sweep["points"]
     if not points:
@@ -116,29 +138,30 @@ def sweep_answer(sweep: dict) -> list[dict]:
     out = []
     for framing, here in sweeps.groups([p for p in points if p["own"] is not None]).items():
         if name == "position":
-            out.append(answer(f"Position ({framing})", _position(here, _same(sweep["against"], here))))
+            out.append(answer(f"Position ({framing})", _position(here, _same(sweep["against"], here)), None, _places(_same(sweep["places"], here))))
         elif name == "partial":
-            out.append(answer(f"Partial cache ({framing})", "", None, _partial(here)))
+            out.append(answer(f"Partial cache ({framing})", SCALE, None, _partial(here)))
         elif name == "layers":
-            out.append(answer(f"Layers of the mode ({framing})", _layers(_same(sweep["mode_against_content"], here))))
+            out.append(answer(f"Layers of the mode ({framing})", "", None, _layers(_same(sweep["mode_against_content"], here))))
         else:
-            out.append(answer(f"Components ({framing})", "", None, _components(here)))
+            out.append(answer(f"Components ({framing})", SCALE, None, _components(here)))
     return out
 
 
 def _same(rows: list[dict], points: list[dict]) -> list[dict]:
-    """The rows of the points' family and framing that have a difference."""
+    """The rows of the points' family and framing."""
     of = {(p["family"], p["framing"]) for p in points}
-    return [r for r in rows if (r["family"], r["framing"]) in of and r["difference"] is not None]
+    return [r for r in rows if (r["family"], r["framing"]) in of]
 
 
 def _position(here: list[dict], rows: list[dict]) -> str:
+    rows = [a for a in rows if a["difference"] is not None]
     differs = [a for a in rows if a["p_family"] is not None and a["p_family"] < ALPHA]
     equal = [a for a in rows if a["p_equivalence_holm"] is not None and a["p_equivalence_holm"] < ALPHA]
     carries = [p for p in here if p["carries"]]
     sentence = (
-        f"The source comes through at {len(carries)} of {len(here)} positions. Against the start with positions that follow, tau "
-        f"differs at {len(differs)} of {len(rows)} and is the same within 0.1 at {len(equal)}"
+        f"The source comes through at {len(carries)} of {len(here)} positions (it raises its answer over another source's). Against the start with "
+        f"positions that follow, tau differs at {len(differs)} of {len(rows)} and is the same within 0.1 at {len(equal)}"
     )
     if differs:
         worst = min(differs, key=lambda a: a["difference"]["value"])
@@ -146,7 +169,30 @@ def _position(here: list[dict], rows: list[dict]) -> str:
         sentence += f"; the largest loss {_change(worst)}"
         if best["difference"]["value"] > 0:
             sentence += f", the largest gain {_change(best)}"
-    return sentence + "."
+    return sentence + (". Slots put together, by place:" if rows else ".")
+
+
+PLACES = {"start": "before the target", "middle": "within the target", "end": "behind the target"}
+RULES = {"follow": "positions that follow", "keep": "the positions that they had", "overlap": "the target's own positions once more"}
+RESTS = {"fed": "the rest of the target computed after it", "kept": "the target computed alone"}
+
+
+def _places(rows: list[dict]) -> list[str]:
+    parts = []
+    for r in rows:
+        rule, rest = r["series"].split("/")
+        where = f"{PLACES.get(r['place'], r['place'])}, {RULES.get(rule, rule)}, {RESTS.get(rest, rest)}: tau {interval(r['own'])}"
+        parts.append(f"{where}, {_compared(r)}" if r["difference"] is not None else f"{where} (the start that the others are held against)")
+    return parts
+
+
+def _compared(r: dict) -> str:
+    p, equal = r["p_family"], r["p_equivalence_holm"]
+    if p is not None and p < ALPHA:
+        says = "less" if r["difference"]["value"] < 0 else "more"
+    else:
+        says = "the same within 0.1" if equal is not None and equal < ALPHA else "not told apart"
+    return f"{says} ({interval(r['difference'])} against the start, adjusted p {verdicts.text(p)})"
 
 
 def _change(row: dict) -> str:
@@ -159,51 +205,86 @@ def _partial(here: list[dict]) -> list[str]:
         for which in ("prefix", "suffix"):
             curve = sorted((p for p in here if p["series"] == f"{which}/{sink}"), key=lambda p: p["x"])
             if curve:
-                curve = curve if which == "prefix" else curve[::-1]
-                half = next((p for p in curve if p["own"]["value"] >= 0.5), None)
-                words = "never reach half of the text's effect" if half is None else _reach(which, half)
-                parts.append(f"{'first' if which == 'prefix' else 'last'} layers, sink {sink}: {words}")
+                parts.append(f"{'first' if which == 'prefix' else 'last'} layers, sink {sink}: {_reach(which, curve)}")
         single = [p for p in here if p["series"] == f"single/{sink}"]
         if single:
             best = max(single, key=lambda p: p["own"]["value"])
-            parts.append(f"best single layer, sink {sink}: {best['x']:.0f}, tau {interval(best['own'])}")
+            parts.append(f"single layers, sink {sink}: {_carry(single)}; the best {best['x']:.0f}, {_tau(best)}")
         thirds = sorted((p for p in here if p["series"] == f"third/{sink}"), key=lambda p: p["x"])
         if thirds:
-            parts.append(f"thirds, sink {sink}: " + ", ".join(f"tau {interval(p['own'])}" for p in thirds))
+            parts.append(f"thirds, sink {sink}: " + "; ".join(f"{_layers_of(p)} {_tau(p)}" for p in thirds))
     return parts
 
 
-def _reach(which: str, point: dict) -> str:
-    span = f"0 to {point['x']:.0f}" if which == "prefix" else f"{point['x']:.0f} to the last"
-    return f"{span} are needed for half of the text's effect (tau {interval(point['own'])})"
+def _tau(point: dict) -> str:
+    return f"tau {interval(point['own'])}, adjusted p {verdicts.text(point['p_family'])}"
 
 
-def _layers(rows: list[dict]) -> str:
+def _carry(points: list[dict]) -> str:
+    carries = [p for p in points if p["carries"]]
+    which = f" ({listed(format(p['x'], '.0f') for p in carries)})" if 0 < len(carries) <= 12 else ""
+    return f"{len(carries)} of {len(points)} carry something of the source{which}"
+
+
+def _layers_of(point: dict) -> str:
+    return (point["selection"] or point["point"]).removeprefix("layers=")
+
+
+def _reach(which: str, curve: list[dict]) -> str:
+    """Where a growing part of the layers first brings half of the text's effect, and the part before that."""
+    curve = curve if which == "prefix" else curve[::-1]
+    span = lambda p: f"0 to {p['x']:.0f}" if which == "prefix" else f"{p['x']:.0f} to the last"  # noqa: E731
+    at = next((i for i, p in enumerate(curve) if p["own"]["value"] >= 0.5), None)
+    if at is None:
+        return f"never half of the text's effect; {span(curve[-1])}: tau {interval(curve[-1]['own'])}"
+    sentence = f"{span(curve[at])} bring half of the text's effect or more (tau {interval(curve[at]['own'])})"
+    return sentence + (f", {span(curve[at - 1])} do not ({interval(curve[at - 1]['own'])})" if at else "")
+
+
+def _layers(rows: list[dict]) -> list[str]:
     if not rows:
-        return "The splice of all layers moves too little to compare a layer's part of mode with its part of content."
-    whole = rows[0]
-    sentence = f"All layers spliced: mode {interval(whole['mode_whole'])} nats, content {interval(whole['content_whole'])} nats"
-    if whole["mode_whole"] is None or whole["mode_whole"]["low"] <= 0 <= whole["mode_whole"]["high"]:
-        return sentence + ": there is no mode effect of the whole to divide among layers."
-    for series in dict.fromkeys(r["series"] for r in rows):
-        found = [r for r in rows if r["series"] == series and r["p_family"] is not None and r["p_family"] < ALPHA]
+        return ["The splice of all layers moves too little to compare a layer's part of mode with its part of content."]
+    parts = []
+    for kind, series in dict.fromkeys((r["source_mode"], r["series"]) for r in rows):
+        here = [r for r in rows if (r["source_mode"], r["series"]) == (kind, series)]
+        whole = here[0]
+        sentence = (
+            f"{kind} source, sink {series.split('/')[-1]}, all layers spliced: an answer of its mode {interval(whole['mode_whole'])} nats (a factual one "
+            f"{interval(whole['factual_whole'])}), content {interval(whole['content_whole'])} nats"
+        )
+        if whole["difference"] is None:
+            parts.append(f"{sentence}: no effect of the whole on {'content' if _excludes_zero(whole['mode_whole']) else 'mode'} that layers could share")
+            continue
+        found = [r for r in here if r["p_family"] is not None and r["p_family"] < ALPHA]
         more = listed(f"{r['layer']:.0f}" for r in found if r["difference"]["value"] > 0)
         less = listed(f"{r['layer']:.0f}" for r in found if r["difference"]["value"] < 0)
-        sentence += f". Single layers, sink {series.split('/')[-1]}: mode more than content: {more}; content more than mode: {less}"
-    return sentence + "."
+        least = min((r["p_family"] for r in here if r["p_family"] is not None), default=None)
+        parts.append(f"{sentence}. Single layers that carry mode more than content: {more}; content more than mode: {less} (smallest adjusted p {verdicts.text(least)})")
+    return parts
+
+
+def _excludes_zero(e: dict | None) -> bool:
+    return e is not None and (e["low"] > 0 or e["high"] < 0)
+
+
+HALVES = {"k": "the source's K, V", "v": "the source's V, K", "neither": "K and V both"}
+FILLS = {"mean": "the lanes' mean", "filler": "that of neutral text"}
 
 
 def _components(here: list[dict]) -> list[str]:
-    parts = [f"{p['series']}: tau {interval(p['own'])}" for p in here if p["x"] is None]
-    heads = sorted((p for p in here if p["x_label"] == "head"), key=lambda p: -p["own"]["value"])
-    if heads:
-        parts.append(f"best single head: {heads[0]['x']:.0f} ({heads[0]['series']}), tau {interval(heads[0]['own'])}")
+    parts = []
+    for p in (p for p in here if p["x"] is None):
+        half, fill, *sink = p["series"].split("/")
+        parts.append(f"{HALVES.get(half, half)} {FILLS.get(fill, fill)}, sink {'/'.join(sink)}: {_tau(p)}")
+    for series in dict.fromkeys(p["series"] for p in here if p["x_label"] == "KV head"):
+        heads = [p for p in here if p["series"] == series]
+        parts.append(f"single heads, sink {series.split('/')[-1]}: " + "; ".join(f"{p['x']:.0f} {_tau(p)}" for p in heads))
     cells = [p for p in here if p["series"].startswith("layer-head")]
     if cells:
         best = max(cells, key=lambda p: p["own"]["value"])
         parts.append(
             f"{sum(bool(p['carries']) for p in cells)} of {len(cells)} single layer x head cells carry something of the source; the "
-            f"best tau {interval(best['own'])} ({best['series']}, layer {best['x']:.0f})"
+            f"best, {best['selection'] or best['point']}: {_tau(best)}"
         )
     return parts
 
@@ -247,129 +328,37 @@ def not_significant(summary: dict) -> list[dict]:
     """Every test whose adjusted p is 0.05 or more, with its estimate, and whether 'no effect' could be shown."""
     rows = []
 
-    def add(model, where, what, estimate, p, equal_p, margin):
+    def add(model, where, what, estimate, p, equal_p, margin, one_sided=False):
         if p is None or p < ALPHA:
             return
         if equal_p is not None and equal_p < ALPHA:
             says = f"no effect: within {margin}"
+        elif one_sided and estimate is not None and estimate["high"] < 0:
+            says = "less than another source does, not more"
         elif equal_p is None:
             says = "not shown; equivalence was not tested"
         else:
             says = f"open: neither an effect nor its absence (within {margin})"
         rows.append({"model": model, "where": where, "what": what, "estimate": interval(estimate), "p": p, "says": says})
 
+    over = "uplift over another source, nats (one-sided)"
     for c in summary["cells"]:
         where = " · ".join(x for x in (c["phase"], c["family"], c["mode"], c["entity"], c["framing"], c["condition"]) if x)
-        equal = c["numbers"].get("equivalence")
-        margin = "a tenth of the text's uplift"
-        add(c["model"], where, "uplift over another source, nats (one-sided)", c["numbers"]["uplift_over_mismatched"], c["p_holm"],
-            equal and equal["p"], margin)  # fmt: skip
+        add(c["model"], where, over, c["numbers"]["uplift_over_mismatched"], c["p_holm"], c["p_equivalence_holm"], "a tenth of the text's uplift", True)
     for m in summary["modes"]:
         where = f"2d · {m['framing']} · {m['entity']} entity · {m['mode']}"
         add(m["model"], where, f"effect on the {m['probe']} probe, nats", m["nats"], m["p_holm"], m["p_equivalence_holm"], "|d| < 0.5")
+    for m in summary["mode_by_entity"]:
+        add(m["model"], f"2d · {m['framing']} · {m['mode']}", "effect with the same entity less that with another, nats", m["nats"], m["p_holm"], None, "")
     for s in summary["sweeps"]:
         for a in s.get("against", []):
             where = f"position · {a['family']} · {a['framing']} · {a['point']}"
             add(s["model"], where, "tau less that at the start", a["difference"], a["p_family"], a["p_equivalence_holm"], "0.1 of tau")
         for p in s["points"]:
             where = f"{s['sweep']} · {p['family']} · {p['framing']} · {p['point']}"
-            add(s["model"], where, "tau over another source (one-sided)", p["over"], p["p_family"], None, "")
+            add(s["model"], where, over, p["uplift_over_mismatched"], p["p_family"], None, "", True)
     for s in summary["signatures"]:
         for r in s["compared"]:
             d = r["controlled"] and r["controlled"]["d"]
             add(s["model"], f"signatures · {r['kind']}", f"{r['signature']}, d with controls", d, r["p_controlled_holm"], None, "")
     return rows
-
-
-def limits(summary: dict) -> list[str]:
-    """What these runs cannot say, from their own numbers."""
-    out = []
-    phases = {run["phase"] for run in summary["runs"]}
-    for run in summary["runs"]:
-        if not run["complete"]:
-            out.append(f"{run['phase']} with {run['model']} is not complete; its numbers are of the trials so far.")
-        if run["limit"] is not None:
-            out.append(f"{run['phase']} with {run['model']} was limited to {run['limit']} trials.")
-    names = [p for p in ("2a", "2b", "2c", "2d", "position", "partial", "layers", "components", "signatures") if p not in phases]
-    if names:
-        out.append(f"Nothing is said of {listed(names)}: no run of it is in this report.")
-    out.append(
-        f"All answers are greedy, so a trial is one observation and other seeds would add none; models: {listed(summary['models'])}, "
-        f"{listed(sorted({run['precision'] for run in summary['runs'] if run['precision']}))} precision. Other models, sizes and "
-        "sampling are not covered."
-    )
-    sizes = [c["numbers"]["n"] for c in summary["cells"] if c["verdict"]]
-    if sizes:
-        n, holm = min(sizes), max(c["holm_of"] or 1 for c in summary["cells"])
-        d = TTestPower().solve_power(nobs=n, alpha=ALPHA / holm, power=0.8, alternative="larger") if n > 2 else None
-        if d is not None:
-            out.append(
-                f"With {n} items a cell and {holm} tests a family, an effect below d = {float(d):.2f} would be missed more than one time "
-                "in five; 'not significant' says no more than that unless the equivalence test stands beside it."
-            )
-    items = [t["items"] for t in summary["thresholds"]]
-    if items:
-        out.append(
-            f"The thresholds are percentiles of {min(items)} to {max(items)} calibration items: the 99th lies at the edge of what was "
-            "seen."
-        )
-    elif summary["cases"]:
-        out.append("There is no calibration split, so there are no thresholds and no verdicts: the plan's cases are shown as they are.")
-    texts = [c for c in summary["cells"] if c["condition"] == "text"]
-    broken = sum(c["verdict"] == "BROKEN" for c in texts)
-    if broken:
-        second = Counter(c["verdict_against_text"] for c in texts)
-        out.append(
-            f"By the rule's letter `text`, the two texts fed in turn, is BROKEN in {broken} of {len(texts)} cells, though nothing was transplanted there: "
-            "the limit is that of baseline's own greedy answers, the likeliest ones under its context. A BROKEN there says 'unlike baseline', not "
-            f"'nonsense'. With the limit of text: {', '.join(f'{v} in {n}' for v, n in second.items())}."
-        )
-    nulls = [c["null"]["n"] for c in summary["cases"] if c["condition"] == "transfer"]
-    if nulls:
-        out.append(
-            f"A case of the plan is n = 1: its p is a rank among {min(nulls)} to {max(nulls)} other sources and cannot be below "
-            f"{1 / (1 + max(nulls)):.3g}; how far its result carries is what the families say."
-        )
-    stalls = [c for c in summary["cases"] if c["condition"] == "transfer" and c["stall"]]
-    if stalls:
-        where = listed(sorted({f"{c['model']} {c['trial']} {c['framing']}" for c in stalls}))
-        out.append(
-            f"Where the model ends at once there is no text to judge ({where}); verdicts there rest on log-probabilities and on the "
-            "answer with end tokens banned at first."
-        )
-    ratings = summary["ratings"]
-    if ratings["items"]:
-        raters = ratings["raters"]
-        out.append(
-            f"Coherence: {ratings['unrated']} of {ratings['items']} answers are unrated, by {len(raters)} rater"
-            f"{'' if len(raters) == 1 else 's'}. "
-            + ("Weighted kappa " + interval(ratings["kappa"]) + "." if ratings["kappa"] else "No agreement between two raters is known.")
-        )
-    if any(c["condition"] == "transfer" for c in summary["cells"]):
-        out.append(
-            "At the start with following positions a transfer is the same computation as the text, so its tau is 1 by construction; what it "
-            "shows there is that the cache survives, and what the text alone would do."
-        )
-    return out
-
-
-def can_say(summary: dict) -> list[str]:
-    """What these runs do establish."""
-    out = []
-    checks = {}
-    for run in summary["runs"]:
-        for name, n in (run["checks"] or {}).items():
-            if n:
-                checks[name] = checks.get(name, 0) + n
-    for name, n in sorted(checks.items()):
-        of = {"same-cache": "same-cache equals baseline", "text": "transfer equals the text fed in turn"}.get(name, name)
-        out.append(f"{of[0].upper()}{of[1:]}, bit for bit, in {n} of {n} trials and framings; a difference would have stopped the run.")
-    judged = [c for c in summary["cells"] if c["verdict"]]
-    for condition in dict.fromkeys(c["condition"] for c in judged):
-        found = Counter(c["verdict"] for c in judged if c["condition"] == condition)
-        total = sum(found.values())
-        second = Counter(c["verdict_against_text"] for c in judged if c["condition"] == condition)
-        said = [", ".join(f"{v} in {of[v]}" for v in verdicts.VERDICTS if of[v]) for of in (found, second)]
-        out.append(f"{condition}, of {total} cells: {said[0]}" + (f"; against text {said[1]}." if said[1] != said[0] else "."))
-    return out
-

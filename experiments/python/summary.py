@@ -81,6 +81,7 @@ def summarise_phase(folder: Path, resamples: int) -> tuple[dict, pd.DataFrame]:
     part = {"thresholds": [t.as_dict() for t in frozen], "cells": cells, "cases": _cases(lines, cases)}
     if run.phase == "2d":
         part["modes"] = modes.mode_effects(test, resamples)
+        part["mode_by_entity"] = modes.entity_effects(test, resamples)
         part["answers"] = modes.answers(test)
     return part, lines
 
@@ -92,6 +93,7 @@ def summarise_sweep(run: Run, resamples: int) -> dict:
     part = {"sweep": run.phase, "points": sweeps.curves(test, resamples)}
     if run.phase == "position":
         part["against"] = sweeps.against_reference(test, POSITION_REFERENCE, resamples)
+        part["places"] = sweeps.places(test, POSITION_REFERENCE, resamples)
     if run.phase == "layers":
         part["mode_against_content"] = sweeps.mode_against_content(test, resamples)
     return part
@@ -116,7 +118,7 @@ MANIFEST_KEYS = (
 def summarise(folders: list[Path], extra_ratings: list[Path] = (), resamples: int = effects.RESAMPLES):
     """The summary of all runs, and the lines of their phases (with a column `model`)."""
     summary: dict = {"format": FORMAT, "level": effects.LEVEL, "resamples": resamples, "runs": []}
-    lists = {key: [] for key in ("thresholds", "cells", "cases", "modes", "answers", "sweeps", "signatures", "crossings")}
+    lists = {key: [] for key in ("thresholds", "cells", "cases", "modes", "mode_by_entity", "answers", "sweeps", "signatures", "crossings")}
     tables = []
     seen: dict[tuple, Path] = {}
     for folder in folders:
@@ -171,7 +173,9 @@ def write_tables(folder: Path, summary: dict, lines: pd.DataFrame) -> list[Path]
         "cells": [flat(entry) for entry in summary["cells"]],
         "cases": [flat(entry) for entry in summary["cases"]],
         "modes": [flat(entry) for entry in summary["modes"]],
+        "mode_by_entity": [flat(entry) for entry in summary["mode_by_entity"]],
         "sweeps": [flat({"model": s["model"], "sweep": s["sweep"], **p}) for s in summary["sweeps"] for p in s["points"]],
+        "places": [flat({"model": s["model"], **p}) for s in summary["sweeps"] for p in s.get("places", [])],
         "signatures": [flat({"model": s["model"], **row}) for s in summary["signatures"] for row in s["compared"]],
     }
     written = []

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 import effects
+from modes import REFERENCE
 from thresholds import add_tau
 from verdicts import ALPHA, by_item
 
@@ -25,13 +26,14 @@ def prepare(lines: pd.DataFrame) -> pd.DataFrame:
         of = lines[lines["condition"] == name].set_index(PAIR)[["ld"]]
         lines = lines.join(of.add_suffix(f"_{name}"), on=PAIR)
     add_tau(lines)
-    lines["mode_uplift"] = [
-        probes[mode]["uplift"] if isinstance(probes, dict) and isinstance(mode, str) and mode in probes else np.nan
-        for probes, mode in zip(lines["probes"], lines["mode"])
-    ]
-    lines["mode_uplift"] = lines["mode_uplift"].astype(float)
+    lines["mode_uplift"] = [_probe(probes, mode) for probes, mode in zip(lines["probes"], lines["mode"])]
+    lines["factual_uplift"] = [_probe(probes, REFERENCE) for probes in lines["probes"]]
     lines["content_uplift"] = lines["reference_uplift"] - lines["twin_uplift"]
     return lines
+
+
+def _probe(probes, name) -> float:
+    return float(probes[name]["uplift"]) if isinstance(probes, dict) and isinstance(name, str) and name in probes else np.nan
 
 
 def _dict(estimate) -> dict | None:
@@ -132,43 +134,69 @@ def against_reference(lines: pd.DataFrame, reference: str, resamples: int = effe
     return compared
 
 
-def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[dict]:
-    """Of each single layer: its part of the whole splice's mode effect less its part of the content effect.
+def places(lines: pd.DataFrame, reference: str, resamples: int = effects.RESAMPLES) -> list[dict]:
+    """Start, middle and end of the target as such: a place's slots put together, an item's mean over them.
 
-    Both are uplifts of the point less those of the splice of nothing, as a part of the splice of everything. The mode
-    effect is taken where the source is of another entity, so that what moves is not the content. `p_family` is adjusted over
-    the layers, with the two whole effects taken as they are.
+    One entry a (family, framing, place, rule for positions, rest of the target): tau, and the difference from the start of
+    series `reference`, its p adjusted over a framing's entries and whether that is equivalent to none. Gaps are not among them.
     """
-    rows, differences = [], []
-    own = lines[(lines["condition"] == "transfer") & lines["series"].notna()]
+    own = lines[(lines["condition"] == "transfer") & lines["series"].notna() & (lines["x_label"] != "gap")]
+    own = own.assign(place=own["point"].str.split(":").str[0])
+    found, differences = [], []
     for (family, framing), group in own.groupby(["family", "framing"], sort=False):
-        other = group[group["entity"].isna() | (group["entity"] == "other")]
-        mode, content = _table(other, "mode_uplift"), _table(group, "content_uplift")
-        points = group.drop_duplicates("point").set_index("point")
-        every = _point_of(points, "all")
-        nothing = _point_of(points, "none")
-        if every is None or mode[every].notna().sum() < 3:
+        start = by_item(group[(group["place"] == "start") & (group["series"] == reference)], ["moved", "span"])
+        if not len(start):
             continue
-        zero = [mode[nothing], content[nothing]] if nothing is not None else [0.0, 0.0]
-        for point in points.index:
-            if points.loc[point, "series"].split("/")[0] != SINGLE_LAYER:
-                continue
-            parts = [mode[point] - zero[0], mode[every] - zero[0], content[point] - zero[1], content[every] - zero[1]]
-            a, b, c, d = effects.clean(*[part.reindex(mode.index) for part in parts])
-            differences.append((parts[0] / b.mean() - parts[2] / d.mean()).reindex(mode.index))
-            rows.append(
+        margin = EQUIVALENCE_TAU * abs(float(start["span"].mean()))
+        for (place, series), at in group.groupby(["place", "series"], sort=False):
+            items = by_item(at, ["moved", "span"])
+            difference = items["moved"].reindex(start.index) - start["moved"]
+            same = (place, series) == ("start", reference)
+            differences.append(difference.set_axis([(family, item) for item in difference.index]) * (np.nan if same else 1.0))
+            found.append(
                 {
                     "family": family,
                     "framing": framing,
-                    "series": points.loc[point, "series"],
-                    "layer": float(points.loc[point, "x"]),
-                    "mode": _dict(effects.ratio_of_means(a, b, resamples)),
-                    "content": _dict(effects.ratio_of_means(c, d, resamples)),
-                    "difference": _dict(effects.difference_of_ratios(a, b, c, d, resamples)),
-                    "mode_whole": _dict(effects.mean(b, resamples)),
-                    "content_whole": _dict(effects.mean(d, resamples)),
+                    "place": place,
+                    "series": series,
+                    "slots": int(at["point"].nunique()),
+                    "n": len(items),
+                    "own": _dict(effects.ratio_of_means(items["moved"], items["span"], resamples)),
+                    "difference": None if same else _dict(effects.ratio_of_means(difference, start["span"], resamples)),
+                    "equivalence": None if same else effects.equivalence(difference, np.zeros(len(difference)), margin),
                 }
             )
+    for framing in {entry["framing"] for entry in found}:
+        here = [i for i, entry in enumerate(found) if entry["framing"] == framing]
+        adjusted = effects.family_p(_side_by_side([differences[i] for i in here]), resamples=resamples)
+        equal = effects.holm([found[i]["equivalence"] and found[i]["equivalence"]["p"] for i in here])
+        for i, p, p_equal in zip(here, adjusted, equal):
+            found[i]["p_family"], found[i]["p_equivalence_holm"] = p, p_equal
+    return found
+
+
+def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[dict]:
+    """Of each single layer and mode of the source: its part of the whole splice's mode effect less that of its content effect.
+
+    Both are uplifts of the point less those of the splice of nothing, as a part of the splice of everything; a mode that the
+    whole does not move, its interval around 0, has no parts. The mode effect is taken where the source is of another entity, so
+    that what moves is not the content. `p_family` is adjusted over all layers and modes, the whole effects taken as they are.
+    """
+    rows, differences = [], []
+    own = lines[(lines["condition"] == "transfer") & lines["series"].notna()]
+    for (family, framing, source_mode), group in own.groupby(["family", "framing", "mode"], sort=False):
+        points = group.drop_duplicates("point").set_index("point")["series"]
+        other = group[group["entity"].isna() | (group["entity"] == "other")]
+        moved = {name: _less_nothing(of, f"{name}_uplift", points) for name, of in (("mode", other), ("factual", other), ("content", group))}
+        for sink in ("kept", "free"):
+            every = points.index[points == f"all/{sink}"]
+            if not len(every) or moved["mode"][every[0]].notna().sum() < 3:
+                continue
+            identity = {"family": family, "framing": framing, "source_mode": source_mode, "series": f"{SINGLE_LAYER}/{sink}"}
+            singles = group.loc[group["series"] == identity["series"], ["point", "x"]].drop_duplicates()
+            for row, difference in _parts(moved, every[0], singles, resamples):
+                rows.append({**identity, **row})
+                differences.append(difference)
     for key in dict.fromkeys((row["family"], row["framing"], row["series"]) for row in rows):
         here = [i for i, row in enumerate(rows) if (row["family"], row["framing"], row["series"]) == key]
         values = pd.concat([differences[i] for i in here], axis=1).to_numpy()
@@ -177,11 +205,25 @@ def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES
     return rows
 
 
-def _table(lines: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Items by points, the mean over an item's trials."""
-    return lines.pivot_table(index="item", columns="point", values=column, aggfunc="mean", dropna=False, sort=False)
+def _parts(moved: dict[str, pd.DataFrame], every: str, singles: pd.DataFrame, resamples: int):
+    """Of each single layer's point: its entry, and the items' differences, NaN where there is no whole to divide."""
+    whole = {name: effects.mean(table[every], resamples) for name, table in moved.items()}
+    divided = all(whole[name] is not None and whole[name].excludes(0) for name in ("mode", "content"))
+    wholes = {f"{name}_whole": _dict(estimate) for name, estimate in whole.items()}
+    for point, layer in singles.itertuples(index=False):
+        a, b, c, d = (moved[name][at].reindex(moved["mode"].index) for name in ("mode", "content") for at in (point, every))
+        entry = {
+            "layer": float(layer),
+            "mode": _dict(effects.ratio_of_means(a, b, resamples)) if divided else None,
+            "content": _dict(effects.ratio_of_means(c, d, resamples)),
+            "difference": _dict(effects.difference_of_ratios(a, b, c, d, resamples)) if divided else None,
+            **wholes,
+        }
+        yield entry, (a / b.mean() - c / d.mean()) * (1.0 if divided else np.nan)
 
 
-def _point_of(points: pd.DataFrame, which: str) -> str | None:
-    at = [point for point in points.index if points.loc[point, "series"].split("/")[0] == which]
-    return at[0] if at else None
+def _less_nothing(lines: pd.DataFrame, column: str, points: pd.Series) -> pd.DataFrame:
+    """Items by points of a column, less that of the splice of nothing where there is one."""
+    table = lines.pivot_table(index="item", columns="point", values=column, aggfunc="mean", dropna=False, sort=False)
+    nothing = points.index[points.str.startswith("none/")]
+    return table.sub(table[nothing[0]], axis=0) if len(nothing) else table

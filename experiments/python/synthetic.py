@@ -34,6 +34,7 @@ class Truth:
     spread: float = 2.0  # standard deviation of uplifts between trials
     mode: float = 1.5  # nats of the mode's probe that a source of that mode brings, in 2d
     breaks: tuple[str, ...] = NOISE  # conditions whose output is nonsense
+    end: float = 1.0  # share of the effect behind the target, in the sweep of positions
 
 
 @dataclass(frozen=True)
@@ -197,27 +198,37 @@ def phase_lines(
 
 
 SWEEP_POINTS = {
-    "position": [*[("follow/fed", s, "slot / target tokens") for s in (0, 0.25, 0.5, 0.75)],
+    "position": [*[("follow/fed", s, "slot / target tokens") for s in (0, 0.25, 0.5, 0.75)], ("follow/kept", 1, "slot / target tokens"),
                  *[("start/gap/fed", g, "gap") for g in (1, 8, 64, 512)]],
     "partial": [(f"{which}/{sink}", x, "layer") for which in ("single", "prefix", "suffix") for sink in ("kept", "free")
                 for x in range(LAYERS)] + [("all/kept", None, "all"), ("none/kept", None, "none")],
     "layers": [(f"{which}/kept", x, "layer") for which in ("single", "all-but") for x in range(LAYERS)]
               + [("all/kept", None, "all"), ("none/kept", None, "none")],
-    "components": [(f"{part}/mean/kept", None, part) for part in ("k", "v", "kv")]
-                  + [("head/kept", h, "head") for h in range(HEADS)]
+    "components": [(f"{part}/mean/kept", None, None) for part in ("k", "v", "neither")]
+                  + [("head/kept", h, "KV head") for h in range(HEADS)]
                   + [(f"layer-head {h}/kept", x, "layer") for h in range(HEADS) for x in range(LAYERS)],
 }  # fmt: skip
 
 
-def _strength(sweep: str, series: str, x: float | None) -> float:
+def _strength(sweep: str, series: str, x: float | None, truth: Truth) -> float:
     """Share of the effect at a point of a sweep."""
     which = series.split("/")[0]
-    if which in ("all", "kv") or sweep == "position":
-        return 1.0
+    if which == "all" or sweep == "position":
+        return truth.end if sweep == "position" and x == 1 and series == "follow/kept" else 1.0
     if x is None:
         return 0.0 if which == "none" else 0.05
     place = x / (LAYERS - 1)
     return {"prefix": place**3, "suffix": 1 - place**3, "all-but": 1 - place / LAYERS}.get(which, place / LAYERS)
+
+
+def _point(sweep: str, series: str, x: float | None) -> str:
+    """A point's name; that of a position tells the place."""
+    if sweep != "position":
+        return f"{series} {x}"
+    *gap, rest = series.split("/")
+    if "gap" in gap:
+        return f"start:0/gap:{x}/{rest}"
+    return f"{'start' if x == 0 else 'end' if x == 1 else 'middle'}:{8 * x:.0f}/{gap[0]}/{rest}"
 
 
 def sweep_lines(sweep: str, each: int, truth: Truth, seed: int, framings=("qa",)) -> list[dict]:
@@ -245,9 +256,9 @@ def sweep_lines(sweep: str, each: int, truth: Truth, seed: int, framings=("qa",)
             lines.append(line("baseline", "baseline", None, None, None, 0.0, 0.0))
             lines.append(line("text", "text", None, None, None, full, truth.mode))
             for series, x, x_label in SWEEP_POINTS[sweep]:
-                share = _strength(sweep, series, x)
+                share = _strength(sweep, series, x, truth)
                 mode_moved = truth.mode * share + rng.normal(0, 0.3)
-                point = f"{series} {x}"
+                point = _point(sweep, series, x)
                 own = full * share + rng.normal(0, 0.5)
                 lines.append(line("transfer", point, series, x, x_label, own, mode_moved))
                 lines.append(line("mismatched", point, series, x, x_label, rng.normal(0, 0.5), 0.0))

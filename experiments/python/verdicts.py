@@ -98,7 +98,23 @@ def cell_numbers(cell: pd.DataFrame, mismatched: pd.DataFrame, tau_mismatched: d
         "p": effects.sign_flip_p(uplift, uplift_other, "greater", resamples),
         "tau": tau_of(cell, resamples),
         "tau_mismatched": tau_mismatched,
+        "span": _as_dict(effects.mean(by_item(cell, ["span"])["span"], resamples)),
+        "over_words": _over_words(cell, uplift - uplift_other, resamples),
     }
+
+
+def _over_words(cell: pd.DataFrame, difference: pd.Series, resamples: int) -> dict | None:
+    """The mean of `difference` (by item) where items that share a word of the source count as one.
+
+    The word is the reference answer or the first marker, whichever is shared more: families made of a few names meet each
+    of them several times. None where a word has fewer than two items on average.
+    """
+    first = cell.drop_duplicates("item").set_index("item").reindex(difference.index)
+    words = min(first["reference"], first["markers_wanted"].map(lambda found: found[0] if found else ""), key=pd.Series.nunique)
+    if 2 * words.nunique() > len(words):
+        return None
+    estimate = effects.mean(difference.groupby(words).mean(), resamples)
+    return {"words": int(words.nunique()), "uplift_over_mismatched": _as_dict(estimate)}
 
 
 def _uplift(lines: pd.DataFrame) -> pd.Series:
@@ -145,7 +161,8 @@ def judge_cells(test: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[
         for condition, cell in group.groupby("condition", sort=False):
             numbers = cell_numbers(cell, mismatched, tau_mismatched, resamples)
             numbers["equivalence"] = _equivalence(cell, mismatched, ceiling)
-            cells.append({**identity, "condition": condition, "numbers": numbers, "p_holm": None, "holm_of": None})
+            untested = {"p_holm": None, "holm_of": None, "p_equivalence_holm": None}
+            cells.append({**identity, "condition": condition, "numbers": numbers, **untested})
     families: dict[tuple, list[dict]] = {}
     for cell in cells:
         if cell["condition"] not in REFERENCES:
@@ -153,6 +170,9 @@ def judge_cells(test: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[
     for family in families.values():
         for cell, p in zip(family, effects.holm([cell["numbers"]["p"] for cell in family])):
             cell["p_holm"], cell["holm_of"] = p, len(family)
+        equal = [cell["numbers"]["equivalence"] for cell in family]
+        for cell, p in zip(family, effects.holm([e and e["p"] for e in equal])):
+            cell["p_equivalence_holm"] = p
     judged = bool(len(test)) and bool(test["judged"].all())
     for cell in cells:
         cell["verdict_against_text"] = cell["evidence_against_text"] = None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import limits
 import page
 import run_data
 import statements
@@ -33,7 +34,7 @@ def test_it_is_json_without_nan_and_thresholds_are_beside_the_run(found):
     frozen = json.loads((folder / "2a" / "thresholds.json").read_text())
     assert frozen == json.loads((folder / "2a" / "manifest.json").read_text())["thresholds"]
     assert [{"model": synthetic.MODEL, **t} for t in frozen] == [t for t in numbers["thresholds"] if t["phase"] == "2a"]
-    assert len(summary.write_tables(folder, numbers, lines)) == 6
+    assert len(summary.write_tables(folder, numbers, lines)) == 8
 
 
 def test_the_mode_is_found_where_it_is(found):
@@ -61,8 +62,8 @@ def test_a_difference_that_is_lengths_alone_does_not_survive(found):
 def test_what_is_not_significant_is_said(found):
     rows = statements.not_significant(found[0])
     tests = [c for c in found[0]["cells"] if c["p_holm"] is not None and c["p_holm"] >= 0.05]
-    assert sum(r["what"].startswith("uplift") for r in rows) == len(tests) > 0
-    said = " ".join(statements.limits(found[0]))
+    assert sum(r["where"].startswith(tuple(run_data.PHASES)) and r["what"].startswith("uplift") for r in rows) == len(tests) > 0
+    said = " ".join(limits.cannot_say(found[0]))
     assert "2b, 2c and components" in said and "unrated" in said and "n = 1" in said
 
 
