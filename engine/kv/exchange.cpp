@@ -10,6 +10,7 @@
 
 #include "engine/kv/cache_metadata.h"
 #include "engine/kv/lane_matrix.h"
+#include "engine/printable.h"
 #include "engine/safetensors.h"
 
 namespace kvfold {
@@ -120,7 +121,7 @@ class Importer {
         if (bad != values.end())
           return meta_.fail(fmt::format("tensor '{}': element {} is {}, expected a number",
                                         tensor_name(part, layer), bad - values.begin(), *bad));
-        store_layer(part, layer, values, turner, lanes);
+        KVFOLD_RETURN_IF_ERROR(store_layer(part, layer, values, turner, lanes));
       }
     return KvCache(std::move(lanes), rows_, next_position_);
   }
@@ -158,8 +159,25 @@ class Importer {
                        pairing_name));
       interleaved_ = pairing == RopePairing::kInterleaved;
     }
+    KVFOLD_RETURN_IF_ERROR(check_rope());
     const int32_t source = rows_->source_index(std::filesystem::path(meta_.path()).filename().string());
     for (size_t i = 0; i < count; ++i) rows_->origins.push_back({source, static_cast<int32_t>(i), 0});
+    return {};
+  }
+
+  // Keys that were turned are turned back by the model's angles: where the file says by which it turned them,
+  // they are the same.
+  Status check_rope() const {
+    if (!rotated_) return {};
+    for (const auto& [key, wanted] : {std::pair{"rope_base", static_cast<double>(model_.rope_base)},
+                                      std::pair{"rotary_dim", static_cast<double>(model_.rotary_dim)}}) {
+      if (!meta_.has(key)) continue;
+      KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json found, meta_.parsed(key));
+      constexpr double kRounding = 1e-6;  // of an f32, however many digits it was written with
+      if (!found.is_number() || std::abs(found.get<double>() - wanted) > kRounding * wanted)
+        return meta_.fail(fmt::format("metadata '{}': found '{}', expected {}, as the model has it", key,
+                                      printable(dump_json(found)), wanted));
+    }
     return {};
   }
 
@@ -189,8 +207,10 @@ class Importer {
     return {};
   }
 
-  void store_layer(Part part, int layer, const std::vector<float>& values, const KeyTurner& turner,
-                   KvLanes& lanes) const {
+  Status store_layer(Part part, int layer, const std::vector<float>& values, const KeyTurner& turner,
+                     KvLanes& lanes) const {
+    // From here on f16 rounds to infinity.
+    const float beyond = lanes.pool()->type() == CacheType::kF16 ? 65520.0F : INFINITY;
     LaneMatrix m{rows_->size(), shape_.head_dim, {}, {}};
     m.slots.resize(static_cast<size_t>(m.rows));
     std::iota(m.slots.begin(), m.slots.end(), 0);
@@ -200,8 +220,16 @@ class Importer {
       m.data.assign(begin, begin + size);
       if (part == Part::kKey)
         for (int r = 0; r < m.rows; ++r) turner.to_ours(m.row(r), r, rotated_, interleaved_);
+      const auto bad =
+          std::find_if(m.data.begin(), m.data.end(), [&](float x) { return std::abs(x) >= beyond; });
+      if (bad != m.data.end())
+        return meta_.fail(
+            fmt::format("tensor '{}': row {} of head {} holds {}, beyond what pages of type {} can",
+                        tensor_name(part, layer), (bad - m.data.begin()) / m.columns, head, *bad,
+                        cache_type_name(lanes.pool()->type())));
       lanes.replace(part, shape_.lane(layer, head), store_lane(lanes.pool(), part, m));
     }
+    return {};
   }
 
   static const char* bool_name(bool value) { return value ? "true" : "false"; }

@@ -24,7 +24,9 @@ Status export_cache(const KvCache& cache, const CacheModelInfo& model, bool rota
 // The rows of such a file, whoever wrote it, as a cache in `pool`; keys are turned back. Tensors are F32, F16
 // or BF16, [kv_heads, rows, head_dim] with or without a leading 1. Metadata: `tokens` must be there;
 // `positions` default to 0 .. rows - 1, `next_position` to the one behind the highest, `keys_rotated` to
-// true, `rope_pairing` to half-split. Rows' origin is the file. Errors name the file and the key or tensor.
+// true, `rope_pairing` to half-split; `rope_base` and `rotary_dim` may be missing. Rows' origin is the file.
+// Errors name the file and the key or tensor: among them keys turned by other angles than the model's, values
+// that are no numbers or that the pool's pages cannot hold, the pool exhausted.
 Result<KvCache> import_cache(const std::string& path, const CacheModelInfo& model, const CacheShape& shape,
                              const std::shared_ptr<PagePool>& pool);
 Result<KvCache> import_cache(const MappedFile& file, const CacheModelInfo& model, const CacheShape& shape,
