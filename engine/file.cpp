@@ -176,7 +176,12 @@ Status AtomicFile::write(std::span<const std::byte> bytes) {
 }
 
 Status AtomicFile::reserve(uint64_t bytes) {
-  if (bytes == 0 || fallocate(fd_, 0, 0, static_cast<off_t>(bytes)) == 0) return {};
+  if (bytes == 0) return {};
+  int made = 0;
+  do {
+    made = fallocate(fd_, 0, 0, static_cast<off_t>(bytes));
+  } while (made != 0 && errno == EINTR);
+  if (made == 0) return {};
   // What fallocate cannot do, some file systems still do as they are written.
   const bool unsupported = errno == EOPNOTSUPP || errno == ENOSYS;
   if (!unsupported || ftruncate(fd_, static_cast<off_t>(bytes)) != 0) return fail("write");

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <functional>
 #include <new>
 
@@ -185,6 +187,71 @@ TEST_F(Faults, SavingACache) {
   EXPECT_FALSE(attempt(save, Kind::kFlush, 1, false, failed).ok());
   EXPECT_TRUE(failed);
   EXPECT_EQ(TemporaryFolder::read(path), before);
+}
+
+// A signal that arrives in the middle of a call is no error of the file's.
+TEST_F(Faults, InterruptedCallsAreMadeAgain) {
+  const std::string path = folder_.file("file");
+  const auto write = [&]() -> Status {
+    KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
+    KVFOLD_RETURN_IF_ERROR(file.reserve(9));
+    KVFOLD_RETURN_IF_ERROR(file.write("begin "));
+    const std::string end = "end";
+    KVFOLD_RETURN_IF_ERROR(file.write_at(6, std::as_bytes(std::span(end))));
+    return file.commit();
+  };
+  for (int64_t n = 1; n <= 4; ++n) {
+    faults::arm(Kind::kWrite, n, false, EINTR);
+    const Status status = write();
+    EXPECT_EQ(faults::disarm(), n <= 3);  // fallocate, write, pwrite
+    EXPECT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(TemporaryFolder::read(path), "begin end");
+    std::filesystem::remove(path);
+  }
+  folder_.write("file", "text");
+  faults::arm(Kind::kRead, 1, false, EINTR);
+  const Result<std::string> text = read_text_file(path);
+  EXPECT_TRUE(faults::disarm());
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_EQ(*text, "text");
+}
+
+// Where the file system knows no fallocate, the file gets its size without; where that fails too, nothing is
+// left of it.
+TEST_F(Faults, FileSystemsWithoutFallocate) {
+  const std::string path = folder_.file("file");
+  const size_t entries = folder_.entries();
+  for (const int error : {EOPNOTSUPP, ENOSYS}) {
+    const auto reserve = [&]() -> Status {
+      KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
+      KVFOLD_RETURN_IF_ERROR(file.reserve(5));
+      return file.commit();
+    };
+    faults::arm(Kind::kWrite, 1, false, error);
+    const Status once = reserve();
+    faults::arm(Kind::kWrite, 1, true, error);
+    const Status always = reserve();
+    faults::disarm();
+    EXPECT_TRUE(once.ok()) << once.message();
+    EXPECT_EQ(TemporaryFolder::read(path), std::string(5, '\0'));
+    EXPECT_EQ(always.message(), path + ": cannot write: " + std::strerror(error));
+    std::filesystem::remove(path);
+    EXPECT_EQ(folder_.entries(), entries);
+  }
+}
+
+TEST_F(Faults, ReadingAText) {
+  const std::string path = folder_.write("text", std::string(100000, 'x'));
+  for (const Kind kind : {Kind::kOpen, Kind::kRead})
+    EXPECT_GT(sweep(
+                  kind, false, [&] { return read_text_file(path).status(); },
+                  [&](const Status& status) {
+                    const char* call =
+                        kind == Kind::kOpen ? "open: Too many open files" : "read: Input/output error";
+                    EXPECT_TRUE(status.ok() || status.message() == path + ": cannot " + call)
+                        << status.message();
+                  }),
+              0);
 }
 
 TEST_F(Faults, LoadingACache) {

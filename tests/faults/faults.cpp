@@ -30,6 +30,7 @@ namespace {
 std::atomic<int> armed{-1};
 std::atomic<int64_t> left{0};  // calls until the one that fails
 std::atomic<bool> from_then_on{false};
+std::atomic<int> other_error{0};
 std::atomic<bool> fired{false};
 std::atomic<int64_t> live{0};
 
@@ -42,6 +43,12 @@ bool fails(Kind kind) {
     if (path != nullptr) syscall(SYS_close, syscall(SYS_open, path, O_CREAT | O_WRONLY, 0666));
   }
   return true;
+}
+
+// The errno of a call that fails.
+int error_or(int usual) {
+  const int other = other_error.load(std::memory_order_relaxed);
+  return other != 0 ? other : usual;
 }
 
 void* counted(void* memory) {
@@ -73,7 +80,8 @@ void arm_from_environment() {
 
 }  // namespace
 
-void arm(Kind kind, int64_t n, bool persistent) {
+void arm(Kind kind, int64_t n, bool persistent, int error) {
+  other_error.store(error);
   left.store(n);
   from_then_on.store(persistent);
   fired.store(false);
@@ -88,6 +96,7 @@ int64_t live_allocations() { return live.load(); }
 }  // namespace kvfold::faults
 
 using kvfold::faults::counted;
+using kvfold::faults::error_or;
 using kvfold::faults::fails;
 using kvfold::faults::Kind;
 using kvfold::faults::next;
@@ -127,51 +136,51 @@ int open(const char* path, int flags, ...) {
   va_start(list, flags);
   const mode_t mode = va_arg(list, mode_t);
   va_end(list);
-  if (fails(Kind::kOpen)) return errno = EMFILE, -1;
+  if (fails(Kind::kOpen)) return errno = error_or(EMFILE), -1;
   return static_cast<int>(syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 int mkostemp(char* path, int flags) {
   static const auto kNext = next(&mkostemp, "mkostemp");
-  if (fails(Kind::kOpen)) return errno = EMFILE, -1;
+  if (fails(Kind::kOpen)) return errno = error_or(EMFILE), -1;
   return kNext(path, flags);
 }
 ssize_t read(int fd, void* to, size_t size) {
-  if (fails(Kind::kRead)) return errno = EIO, -1;
+  if (fails(Kind::kRead)) return errno = error_or(EIO), -1;
   return syscall(SYS_read, fd, to, size);
 }
 void* mmap(void* at, size_t size, int protection, int flags, int fd, off_t offset) noexcept {
-  if (fails(Kind::kMap)) return errno = ENOMEM, MAP_FAILED;
+  if (fails(Kind::kMap)) return errno = error_or(ENOMEM), MAP_FAILED;
   auto* const memory = reinterpret_cast<void*>(syscall(SYS_mmap, at, size, protection, flags, fd, offset));
   const char* const cut = fd < 0 ? nullptr : std::getenv("KVFOLD_FAULT_CUT");
   if (cut != nullptr && truncate(cut, 0) != 0) std::abort();
   return memory;
 }
 ssize_t write(int fd, const void* from, size_t size) {
-  if (fd > 2 && fails(Kind::kWrite)) return errno = ENOSPC, -1;
+  if (fd > 2 && fails(Kind::kWrite)) return errno = error_or(ENOSPC), -1;
   return syscall(SYS_write, fd, from, size);
 }
 ssize_t pwrite(int fd, const void* from, size_t size, off_t offset) {
-  if (fails(Kind::kWrite)) return errno = ENOSPC, -1;
+  if (fails(Kind::kWrite)) return errno = error_or(ENOSPC), -1;
   return syscall(SYS_pwrite64, fd, from, size, offset);
 }
 int fallocate(int fd, int mode, off_t offset, off_t size) {
-  if (fails(Kind::kWrite)) return errno = ENOSPC, -1;
+  if (fails(Kind::kWrite)) return errno = error_or(ENOSPC), -1;
   return static_cast<int>(syscall(SYS_fallocate, fd, mode, offset, size));
 }
 int ftruncate(int fd, off_t size) noexcept {
-  if (fails(Kind::kWrite)) return errno = EIO, -1;
+  if (fails(Kind::kWrite)) return errno = error_or(EIO), -1;
   return static_cast<int>(syscall(SYS_ftruncate, fd, size));
 }
 int fsync(int fd) {
-  if (fails(Kind::kFlush)) return errno = EIO, -1;
+  if (fails(Kind::kFlush)) return errno = error_or(EIO), -1;
   return static_cast<int>(syscall(SYS_fsync, fd));
 }
 int fdatasync(int fd) {
-  if (fails(Kind::kFlush)) return errno = EIO, -1;
+  if (fails(Kind::kFlush)) return errno = error_or(EIO), -1;
   return static_cast<int>(syscall(SYS_fdatasync, fd));
 }
 int rename(const char* from, const char* to) noexcept {
-  if (fails(Kind::kRename)) return errno = EIO, -1;
+  if (fails(Kind::kRename)) return errno = error_or(EIO), -1;
   return static_cast<int>(syscall(SYS_rename, from, to));
 }
 // The first thing that main() does: what fails before it is none of the program's doing.

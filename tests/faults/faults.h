@@ -15,8 +15,9 @@ namespace kvfold::faults {
 enum class Kind { kAllocation, kOpen, kRead, kMap, kWrite, kFlush, kRename, kMost };
 inline constexpr const char* kKindNames[] = {"alloc", "open", "read", "mmap", "write", "fsync", "rename"};
 
-// The nth call of a kind from now on fails (n = 1: the next), and those behind it too if `persistent`.
-void arm(Kind kind, int64_t n, bool persistent);
+// The nth call of a kind from now on fails (n = 1: the next), and those behind it too if `persistent`. With
+// `error` it fails with that errno instead of its usual one.
+void arm(Kind kind, int64_t n, bool persistent, int error = 0);
 // From now on nothing fails. Whether something did.
 bool disarm();
 
