@@ -226,6 +226,16 @@ const Lie kProjectorLies[] = {
        f.tensors["other"] = {"F32", {1}, std::string(4, '\0')};
      },
      {"'other'", "ridge"}},
+    {"tensor_of_no_ridge",
+     [](SignedFile& f) {
+       f.tensors["ridge.bias"] = {"F32", {1}, std::string(4, '\0')};
+     },
+     {"projector: tensor 'ridge.bias' is none of those of a ridge"}},
+    {"weight_beside_its_factors",
+     [](SignedFile& f) {
+       f.tensors["ridge.weight"] = {"F32", {16, 24}, std::string(size_t{4} * 16 * 24, '\0')};
+     },
+     {"projector: tensor 'ridge.down' stands beside 'ridge.weight', which takes its place"}},
     {"tensor_named_escape",
      [](SignedFile& f) {
        f.tensors[kEscape] = {"F32", {1}, std::string(4, '\0')};

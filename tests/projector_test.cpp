@@ -4,12 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 
 #include "engine/kv/alignment.h"
 #include "engine/kv/ridge_projector.h"
+#include "loaders/model_loader.h"
 #include "tests/gaussian_tensor.h"
 #include "tests/temporary.h"
 #include "tests/tiny_model.h"
@@ -104,6 +106,48 @@ TEST(Alignment, RowsEndWhereTheOtherHasSeenAsMuch) {
   check(whole, whole);
 }
 
+// SPM writes a space before a text, and a BOS before that: neither is of the text.
+TEST(Alignment, WhatATokenizerPutsBeforeATextIsNoneOfIt) {
+  const TemporaryFolder folder;
+  const auto session = tiny_session(folder);
+  const Tokenizer& plain = session->tokenizer();
+  LoadedVocabulary loaded = load_vocabulary(KVFOLD_SOURCE_DIR "/tests/data/tokenizers/spm.model").value();
+  loaded.source.add_bos = true;
+  const auto spm = Tokenizer::create(loaded.source, loaded.storage).value();
+  const std::string text = "the thesis, then";
+  const std::vector<TokenId> with_bos = spm->encode(text);
+  ASSERT_EQ(with_bos[0], spm->source().bos);
+  ASSERT_EQ(spm->token_bytes(with_bos[1])[0], ' ');
+  // Bytes of the text behind each token.
+  const auto ends = [&](const Tokenizer& tokenizer, const std::vector<TokenId>& ids) {
+    std::vector<size_t> out;
+    std::string all;
+    for (const TokenId id : ids) {
+      if (id != spm->source().bos || &tokenizer != spm.get()) all += tokenizer.token_bytes(id);
+      out.push_back(all.starts_with(' ') ? all.size() - 1 : all.size());
+    }
+    EXPECT_EQ(out.back(), text.size());
+    return out;
+  };
+  const auto check = [&](const Tokenizer& source, const std::vector<TokenId>& from, const Tokenizer& target,
+                         const std::vector<TokenId>& to) {
+    const AlignedTokens aligned = align(source, from, target, to).value();
+    EXPECT_EQ(aligned.source, from);
+    EXPECT_EQ(aligned.target, to);
+    const std::vector<size_t> seen = ends(source, from);
+    std::vector<int> expected;  // the first row that has seen as much
+    for (const size_t end : ends(target, to))
+      expected.push_back(static_cast<int>(std::lower_bound(seen.begin(), seen.end(), end) - seen.begin()));
+    EXPECT_EQ(aligned.source_row, expected);
+  };
+  const std::vector<TokenId> without_bos = spm->encode(text, {.add_bos = false});
+  for (const std::vector<TokenId>& ids : {with_bos, without_bos}) {
+    check(*spm, ids, plain, plain.encode(text));
+    check(plain, plain.encode(text), *spm, ids);
+    check(*spm, ids, *spm, with_bos);
+  }
+}
+
 TEST(Alignment, RefusesTokensOfDifferentTexts) {
   const TemporaryFolder folder;
   const auto session = tiny_session(folder);
@@ -111,7 +155,15 @@ TEST(Alignment, RefusesTokensOfDifferentTexts) {
   const auto refused = align(t, t.encode("some text"), t, t.encode("some test"));
   ASSERT_FALSE(refused.ok());
   EXPECT_THAT(refused.status().message(), HasSubstr("they differ at byte 7 of 9 and 9"));
-  EXPECT_THAT(align(t, t, "").status().message(), HasSubstr("without tokens"));
+  const auto line = [&](const std::string& a, const std::string& b) {
+    return align(t, t.encode(a), t, t.encode(b)).status().message();
+  };
+  const std::string differ = "align: the tokens of the two models are not of one text: they differ ";
+  EXPECT_EQ(line("some", "some text"), differ + "at byte 4 of 4 and 9");
+  EXPECT_EQ(line("some text", "some"), differ + "at byte 4 of 9 and 4");
+  EXPECT_EQ(line("  text", "text"), differ + "at byte 0 of 6 and 4");
+  EXPECT_EQ(align(t, t, "").status().message(), "align: a text without tokens");
+  EXPECT_EQ(line("text", ""), "align: a text without tokens");
 }
 
 TEST(RidgeProjector, IsItsFormula) {

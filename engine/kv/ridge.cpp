@@ -150,8 +150,9 @@ Result<RidgeSums> RidgeSums::load(const std::string& path, const CacheShape& sou
   KVFOLD_ASSIGN_OR_RETURN(out.rows_, meta.integer("rows", 0, INT32_MAX));
   KVFOLD_ASSIGN_OR_RETURN(out.texts_, meta.integer("texts", 0, INT32_MAX));
   KVFOLD_ASSIGN_OR_RETURN(const std::string weight, meta.text("weight"));
-  out.weight_ = std::strtod(weight.c_str(), nullptr);
-  if (!std::isfinite(out.weight_) || out.weight_ < 0)
+  char* end = nullptr;
+  out.weight_ = std::strtod(weight.c_str(), &end);
+  if (weight.empty() || *end != '\0' || !std::isfinite(out.weight_) || out.weight_ < 0)
     return meta.fail(fmt::format("metadata 'weight': found '{}', expected a number", printable(weight)));
   const auto in = static_cast<size_t>(row_width(source));
   const auto width = static_cast<size_t>(row_width(target));

@@ -1,8 +1,13 @@
 #include "engine/kv/ridge_projector.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
+
+#include "engine/printable.h"
 
 namespace kvfold {
 
@@ -10,9 +15,28 @@ namespace {
 
 MatrixRef matrix(const ProjectorTensor& t) { return {t.data.data(), t.shape[0], t.shape[1], t.shape[1]}; }
 
+// What would be silently left out.
+Status check_ridge_names(const ProjectorData& data) {
+  constexpr std::array<std::string_view, 8> kNames = {"ridge.mean_in",   "ridge.scale_in", "ridge.mean_out",
+                                                      "ridge.scale_out", "ridge.first",    "ridge.weight",
+                                                      "ridge.down",      "ridge.up"};
+  for (const auto& entry : data.tensors) {
+    const std::string& name = entry.first;
+    if (name.starts_with("ridge.") && std::find(kNames.begin(), kNames.end(), name) == kNames.end())
+      return Status::error(
+          fmt::format("projector: tensor '{}' is none of those of a ridge", printable(name)));
+  }
+  for (const char* half : {"ridge.down", "ridge.up"})
+    if (data.has("ridge.weight") && data.has(half))
+      return Status::error(
+          fmt::format("projector: tensor '{}' stands beside 'ridge.weight', which takes its place", half));
+  return {};
+}
+
 }  // namespace
 
 Status check_ridge_tensors(const ProjectorData& data) {
+  KVFOLD_RETURN_IF_ERROR(check_ridge_names(data));
   const int64_t in = row_width(data.source.shape);
   const int64_t out = row_width(data.target.shape);
   for (const char* name : {"ridge.mean_in", "ridge.scale_in"})

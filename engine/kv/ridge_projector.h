@@ -1,8 +1,6 @@
 // The projector kind `ridge`; projector.h says what it computes. Kinds that add to it begin here.
 #pragma once
 
-#include <set>
-
 #include "engine/dense.h"
 #include "engine/kv/projector.h"
 
@@ -18,7 +16,7 @@ class RidgeProjector : public Projector {
   explicit RidgeProjector(ProjectorData data);
 };
 
-// Errors: a tensor named ridge.* is missing, unknown or of another shape.
+// Errors: a tensor named ridge.* is missing, unknown or of another shape, or stands beside what it replaces.
 Status check_ridge_tensors(const ProjectorData& data);
 
 // How much of each target layer's rows comes from each source layer through the tensors named ridge.*: the
