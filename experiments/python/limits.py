@@ -9,6 +9,7 @@ from statsmodels.stats.power import TTestPower
 import run_data
 import verdicts
 from statements import listed
+from thresholds import GROUP
 from verdicts import ALPHA, interval
 
 # What a 95% BCa interval of the mean of so many normal values covers (2,000 draws each).
@@ -17,7 +18,7 @@ COVERAGE = {3: 0.72, 6: 0.86, 10: 0.91, 13: 0.92, 26: 0.93}
 
 def cannot_say(summary: dict) -> list[str]:
     """What these runs cannot say, from their own numbers."""
-    parts = (_runs, _power, _intervals, _shared_words, _thresholds, _text_is_broken, _spans, _plan_cases, _stalls, _coherence, _construction)
+    parts = (_runs, _power, _intervals, _shared_words, _signatures, _thresholds, _text_is_broken, _empty_transfers, _spans, _plan_cases, _stalls, _coherence, _construction)
     return [sentence for part in parts for sentence in part(summary)]
 
 
@@ -94,6 +95,14 @@ def _shared_words(summary: dict) -> list[str]:
     return out
 
 
+def _signatures(summary: dict) -> list[str]:
+    return [
+        f"Signatures with {part['model']}: {part['prompts']} prompts of {part['templates']} templates, in {part['pairs']} groups of one template and length. Tests and d take them "
+        "as independent, so what a group has in common widens them; another set of templates could differ."
+        for part in summary["signatures"]
+    ]
+
+
 def _thresholds(summary: dict) -> list[str]:
     items = [t["items"] for t in summary["thresholds"]]
     if items:
@@ -114,6 +123,26 @@ def _text_is_broken(summary: dict) -> list[str]:
         "the limit is that of baseline's own greedy answers, the likeliest ones under its context. A BROKEN there says 'unlike baseline', not "
         f"'nonsense'. With the limit of text: {', '.join(f'{v} in {n}' for v, n in second.items())}."
     ]
+
+
+EMPTY = ("noise", "noise-unit", "noise-channel", "zero", "filler")  # conditions that know nothing of the source
+
+
+def _empty_transfers(summary: dict) -> list[str]:
+    """The rule holds a condition against another source: where that does harm, it is enough to do none."""
+    place = lambda c: tuple(c[k] for k in ("model", *GROUP, *verdicts.WITHIN))  # noqa: E731
+    where: dict[tuple, list[str]] = {}
+    for c in summary["cells"]:
+        if c["condition"] in EMPTY and "TRANSFER" in (c["verdict"], c["verdict_against_text"]):
+            where.setdefault(place(c), []).append(c["condition"])
+    out = []
+    for key, conditions in where.items():
+        harm = next(c for c in summary["cells"] if c["condition"] == "mismatched" and place(c) == key)
+        out.append(
+            f"{' '.join(k for k in key if k)}: {listed(conditions)}, which know nothing of the source, can be TRANSFER by the rule. It holds them against another "
+            f"trial's source, whose own uplift is {interval(harm['numbers']['uplift'])} nats: where that lowers the answer, not to lower it is to beat it."
+        )
+    return out
 
 
 def _spans(summary: dict) -> list[str]:

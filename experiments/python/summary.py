@@ -102,6 +102,8 @@ def summarise_sweep(run: Run, resamples: int) -> dict:
 def summarise_signatures(run: Run, resamples: int) -> dict:
     names = [n for n in ("key_norm_no_sink", "value_norm_no_sink", "key_rank", "value_rank") if n in signatures.features(run.signatures)]
     return {
+        "prompts": len(run.signatures),
+        **{f"{key}s": len({line[key] for line in run.signatures}) for key in ("template", "pair")},
         "compared": signatures.compare(run.signatures, resamples),
         "by_layer": signatures.by_layer(run.signatures, names),
         "balance": signatures.balance(run.signatures),

@@ -2,18 +2,20 @@
 
 Thresholds come from the calibration split (thresholds.py) and are written down before the test split is read. A verdict
 is given to a *cell*, the test trials of one phase, family, mode, entity, framing and condition, and to each of the
-plan's own cases. The rule, in this order; each verdict carries the numbers that it stands on:
+plan's own cases. An item's number is the mean over its trials; percentiles are linear between two values. The rule, in this
+order; each verdict carries the numbers that it stands on:
 
 BROKEN    more than half of the items are broken. One is broken when the perplexity of its output under the baseline
           context is over the 99th percentile of baseline's outputs, or it loops or ends at once and its baseline does
           not. A loop: the longest suffix that stood in the output before has at least 8 tokens and half of the output's.
 COPY      more than half of the items are copies. One is a copy when its longest common token run with the source covers
-          at least half of the source's text, a larger part than the 99th percentile of baseline's outputs, and is longer by
-          two tokens or more than the run that the reference answer itself shares with the source.
+          at least half of the source's text, no smaller a part than the 99th percentile of baseline's outputs, and is longer
+          by two tokens or more than the run that the reference answer itself shares with the source. The text's length is that
+          of the trial's source in the framing of the run in which it has the fewest tokens.
 TRANSFER  the reference uplift beats that of permuted sources (a sign-flip test of uplift against `mismatched` over items,
-          one-sided, p < 0.05 after Holm over all tested cells of the family), and the interval of tau lies above that of
-          `mismatched`. tau = mean(LD - LD_baseline) / mean(LD_text - LD_baseline) over items: a ratio of means has an
-          interval where single trials' denominators come near zero.
+          one-sided, p < 0.05 after Holm over all cells of the family but baseline, same-cache and mismatched), and the
+          interval of tau lies above that of `mismatched`. tau = mean(LD - LD_baseline) / mean(LD_text - LD_baseline) over
+          items: a ratio of means has an interval where single trials' denominators come near zero.
 INERT     the median KL(baseline || condition) is within the 95th percentile of `filler`.
 SHIFTED   the rest.
 

@@ -183,6 +183,19 @@ def test_a_plan_case_that_no_result_could_make_a_transfer_is_told(tmp_path):
     assert min(c["p_holm"] for c in found["cases"] if c["condition"] == "transfer") == pytest.approx(4 / 53)
 
 
+def test_a_control_that_beats_a_harmful_source_is_told(tmp_path):
+    lines = synthetic.phase_lines("2a", EACH, synthetic.Truth(), 0, ("qa",))
+    harm = [
+        {**l, "reference_uplift": l["reference_uplift"] - 20, "ld": l["ld"] - 20} if l["condition"] == "mismatched" else l for l in lines
+    ]
+    told = lambda found: [s for s in limits.cannot_say(found) if "know nothing of the source" in s]  # noqa: E731
+    assert told(report(tmp_path / "a", **{"2a": lines})) == []
+    found = report(tmp_path / "b", **{"2a": harm})
+    (sentence,) = told(found)
+    uplift = next(c for c in found["cells"] if c["condition"] == "mismatched")["numbers"]["uplift"]
+    assert "2a family-2a qa: filler, which" in sentence and verdicts.interval(uplift) in sentence and uplift["high"] < -10
+
+
 def test_tau_of_a_text_without_effect_is_told(tmp_path):
     lines = synthetic.phase_lines("2a", EACH, synthetic.Truth(), 0, ("qa",))
     base = {l["trial"]: l["ld"] for l in lines if l["condition"] == "baseline"}
