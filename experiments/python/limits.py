@@ -22,6 +22,11 @@ def cannot_say(summary: dict) -> list[str]:
     return [sentence for part in parts for sentence in part(summary)]
 
 
+def _between(numbers) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _runs(summary: dict) -> list[str]:
     out = []
     for run in summary["runs"]:
@@ -47,9 +52,8 @@ def _power(summary: dict) -> list[str]:
     for c in summary["cells"]:
         if c["holm_of"]:
             tests.setdefault((c["numbers"]["n"], c["holm_of"], 1), []).append(f"{c['phase']} '{c['family']}'")
-    for rows, name in ((summary["modes"], "the modes of 2d"),):
-        for m in rows:
-            tests.setdefault((m["n"], sum(r["model"] == m["model"] for r in rows), 2), []).append(name)
+    for m in summary["modes"]:
+        tests.setdefault((m["n"], sum(r["model"] == m["model"] for r in summary["modes"]), 2), []).append("the modes of 2d")
     out = []
     for (n, count, sides), where in tests.items():
         least = min(1.0, sides * 2.0**-n * count) if n >= 3 else 1.0
@@ -66,7 +70,7 @@ def _power(summary: dict) -> list[str]:
         few = sorted({p["n"] for p in s["points"] if 2.0 ** -p["n"] >= ALPHA})
         if few:
             count = sum(p["n"] in few for p in s["points"])
-            out.append(f"{s['sweep']} with {s['model']}: {count} of {len(s['points'])} points have {few[0]} to {few[-1]} items, too few for a p below {ALPHA}.")
+            out.append(f"{s['sweep']} with {s['model']}: {count} of {len(s['points'])} points have {_between(few)} items, too few for a p below {ALPHA}.")
     return out
 
 
@@ -76,7 +80,7 @@ def _intervals(summary: dict) -> list[str]:
         return []
     measured = ", ".join(f"{covered:.0%} with {n}" for n, covered in COVERAGE.items())
     return [
-        f"Intervals stand on {min(sizes)} to {max(sizes)} items. A BCa interval is too narrow where items are few: one at 95% covers the mean of normal "
+        f"Intervals stand on {_between(sizes)} items. A BCa interval is too narrow where items are few: one at 95% covers the mean of normal "
         f"values in {measured} of them. No p leans on an interval; the verdict TRANSFER does, on those of tau."
     ]
 
@@ -106,7 +110,7 @@ def _signatures(summary: dict) -> list[str]:
 def _thresholds(summary: dict) -> list[str]:
     items = [t["items"] for t in summary["thresholds"]]
     if items:
-        return [f"The thresholds are percentiles of {min(items)} to {max(items)} calibration items: the 99th lies at the edge of what was seen."]
+        return [f"The thresholds are percentiles of {_between(items)} calibration items: the 99th lies at the edge of what was seen."]
     if summary["cases"]:
         return ["There is no calibration split, so there are no thresholds and no verdicts: the plan's cases are shown as they are."]
     return []
@@ -166,7 +170,7 @@ def _plan_cases(summary: dict) -> list[str]:
     least = max(framings[c["model"], c["trial"]] / (1 + c["null"]["n"]) for c in cases)
     so = ", so that not every case could be TRANSFER whatever came out" if least >= ALPHA else ""
     return [
-        f"A case of the plan is n = 1: its p is a rank among {min(nulls)} to {max(nulls)} other sources, and after Holm over its framings it cannot be "
+        f"A case of the plan is n = 1: its p is a rank among {_between(nulls)} other sources, and after Holm over its framings it cannot be "
         f"below {min(1.0, least):.2g}{so}; how far its result carries is what the families say."
     ]
 
