@@ -132,16 +132,16 @@ struct LoadedBlock {
   }
 #endif
   // What the offset of unsigned weights adds to these.
-  KVFOLD_INLINE static __m256i without_offset(int sum) {
+  KVFOLD_INLINE static __m256i without_offset(int minus_sum) {
     if constexpr (Traits::kBits == 8 || Traits::kOffset == 0) return _mm256_setzero_si256();
-    return _mm256_set1_epi32(-Traits::kOffset * sum);
+    return _mm256_set1_epi32(Traits::kOffset * minus_sum);
   }
   // All of a group.
   KVFOLD_INLINE __m256i dot_group(const ActivationGroup::Row& x) const {
     if constexpr (Format::kHasSubScales)
-      return _mm256_add_epi32(_mm256_mullo_epi32(dot<0, 4>(x, without_offset(x.half_sums[0])), sub[0]),
-                              _mm256_mullo_epi32(dot<4, 8>(x, without_offset(x.half_sums[1])), sub[1]));
-    return dot<0, 8>(x, without_offset(x.half_sums[0] + x.half_sums[1]));
+      return _mm256_add_epi32(_mm256_mullo_epi32(dot<0, 4>(x, without_offset(x.minus_sums[0])), sub[0]),
+                              _mm256_mullo_epi32(dot<4, 8>(x, without_offset(x.minus_sums[1])), sub[1]));
+    return dot<0, 8>(x, without_offset(x.minus_sums[0] + x.minus_sums[1]));
   }
 
   KVFOLD_INLINE __m256 add_group(__m256 acc, const ActivationGroup::Row& x) const {

@@ -33,15 +33,19 @@ void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) 
       v = _mm512_max_ps(_mm512_mul_ps(v, inverse), _mm512_set1_ps(-127.0F));
       return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(127.0F)));
     };
-    const __m512i q_low = round(low);
-    const __m512i q_high = round(high);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q), _mm512_cvtepi32_epi8(q_low));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q + kLanes), _mm512_cvtepi32_epi8(q_high));
-    const int32_t first = _mm512_reduce_add_epi32(q_low);
-    const int32_t second = _mm512_reduce_add_epi32(q_high);
+    const __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(round(high)), _mm512_cvtepi32_epi8(round(low)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q), q);
+    // Sums of 8 bytes each, as unsigned ones with 128 added.
+    const __m256i sums = _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8(static_cast<char>(0x80))),
+                                         _mm256_setzero_si256());
+    const auto half_sum = [](__m128i eights) {
+      return _mm_cvtsi128_si32(eights) + _mm_extract_epi32(eights, 2) - 16 * 128;
+    };
+    const int32_t first = half_sum(_mm256_castsi256_si128(sums));
+    const int32_t second = half_sum(_mm256_extracti128_si256(sums, 1));
     out.scale = largest / 127.0F;
-    out.half_sums[0] = first;
-    out.half_sums[1] = second;
+    out.minus_sums[0] = -first;
+    out.minus_sums[1] = -second;
     out.sum = out.scale * static_cast<float>(first + second);
   }
 }

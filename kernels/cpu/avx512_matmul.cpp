@@ -77,8 +77,7 @@ struct LoadedBlock {
     const auto start = [&](int half) {
       if constexpr (Traits::kOffset == 0) return _mm512_setzero_si512();
       constexpr int kShift = __builtin_ctz(Traits::kOffset | 1 << 8);
-      return _mm512_sub_epi32(_mm512_setzero_si512(),
-                              _mm512_slli_epi32(_mm512_set1_epi32(x.half_sums[half]), kShift));
+      return _mm512_slli_epi32(_mm512_set1_epi32(x.minus_sums[half]), kShift);
     };
     __m512i first = start(0);
     __m512i second = start(1);

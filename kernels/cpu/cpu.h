@@ -34,8 +34,8 @@ struct alignas(64) ActivationGroup {
   struct Row {
     int8_t q[kGroup];
     float scale;
-    float sum;             // scale * float(sum of q)
-    int32_t half_sums[2];  // sum of q over the first and the second 16
+    float sum;              // scale * float(sum of q)
+    int32_t minus_sums[2];  // minus the sums of q over the first and the second 16
   };
   Row rows[kPanelRows];
 };

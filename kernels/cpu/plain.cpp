@@ -44,8 +44,8 @@ void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) 
       sums[i / 16] += rounded;
     }
     out.scale = largest / 127.0F;
-    out.half_sums[0] = sums[0];
-    out.half_sums[1] = sums[1];
+    out.minus_sums[0] = -sums[0];
+    out.minus_sums[1] = -sums[1];
     out.sum = out.scale * static_cast<float>(sums[0] + sums[1]);
   }
 }
