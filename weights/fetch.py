@@ -86,7 +86,9 @@ class Model:
 
 
 def say(text):
-    print(f"weights: {text}", file=sys.stderr, flush=True)
+    """One line, of a length that can be read: what pip and servers say may hold anything."""
+    line = "".join(c if c.isprintable() else "?" for c in f"weights: {text}")
+    print(line if len(line) <= 2000 else f"{line[:1000]}...{line[-1000:]}", file=sys.stderr, flush=True)
 
 
 class Progress:

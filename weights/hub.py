@@ -6,6 +6,7 @@ which nothing was known is pinned by its first fetch: later ones must be the sam
 """
 
 import hashlib
+import http.client
 import json
 import os
 import urllib.error
@@ -30,11 +31,14 @@ def address(model, file):
 
 def read_pins(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        pins = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HubError(f"{path}: not JSON; remove it to pin the files anew") from None
+    if not isinstance(pins, dict) or not all(isinstance(pin, dict) for pin in pins.values()):
+        raise HubError(f"{path}: expected an object of objects; remove it to pin the files anew")
+    return pins
 
 
 def expected(model, file, pins):
@@ -93,7 +97,7 @@ def receive(model, file, target, part, progress):
             raise HubError(f"{model.name}: {address(model, file)}: HTTP {error.code} ({error.reason}); the file has gone, "
                            f"or may not be had without signing in") from None
         raise unreachable(model, file, target, f"HTTP {error.code} {error.reason}") from None
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # no answer, or none of a hub
         raise unreachable(model, file, target, getattr(error, "reason", error)) from None
 
 

@@ -49,6 +49,17 @@ class Hub(http.server.BaseHTTPRequestHandler):
         server.cut = None
 
 
+class Nonsense(http.server.BaseHTTPRequestHandler):
+    """Answers with what is no HTTP, or with a length that is no number."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.wfile.write(self.server.answer)
+        self.close_connection = True
+
+
 class HubTest(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -171,6 +182,26 @@ class HubTest(unittest.TestCase):
         (self.weights / "cache").mkdir()
         (self.weights / "cache" / "pins.json").write_text("{", encoding="utf-8")
         self.refused("pins.json", "not JSON")
+        (self.weights / "cache" / "pins.json").write_text('{"tiny/config.json": 1}', encoding="utf-8")
+        self.refused("pins.json", "expected an object of objects")
+
+    def test_says_in_one_printable_line_what_answers_as_no_hub_does(self):
+        for answer in (b"\x1b[31m" + b"x" * 10_000 + b"\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+                       b"HTTP/1.1 500 \x1b[31m\r\n\r\n", b""):
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
+            server.answer = answer
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            self.endpoint = f"http://127.0.0.1:{server.server_port}"
+            said = self.fetch(expected=1)
+            server.shutdown()
+            server.server_close()
+            self.assertIn("cannot be reached", said.splitlines()[-1])
+            self.assertTrue(all(c == "\n" or c.isprintable() for c in said), said)
+            self.assertLess(len(said.splitlines()[-1]), 2100)
+
+    def test_says_what_is_no_address(self):
+        self.endpoint = "no address"
+        self.refused("no address cannot be reached")
 
 
 if __name__ == "__main__":
