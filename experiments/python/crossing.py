@@ -89,7 +89,7 @@ def _cases(part: dict) -> str:
     for case in part["cases"]:
         found = f"{len(case['markers'])} of {len(case['markers_wanted'])}" if case["markers_wanted"] else ""
         said = "<i>ended at once</i>" if case["stall"] else highlighted(case["output"].strip(), case["markers_wanted"])
-        rows.append([escape(case["trial"]), case["framing"], case["condition"], found, number(case["ld"]), number(case["reference_uplift"]), said])
+        rows.append([escape(case["trial"]), escape(case["framing"]), escape(case["condition"]), found, number(case["ld"]), number(case["reference_uplift"]), said])
     heads = [("case", "text"), ("framing", "text"), ("condition", "text"), ("markers", "text"), ("LD", "number"), ("answer's uplift", "number"), ("said", "wide")]
     return "<details><summary>The plan's cases of 2a to 2d through the projector</summary>" + table(heads, rows, "cases through the projector") + "</details>"
 

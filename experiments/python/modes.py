@@ -144,7 +144,7 @@ def add_modes(page) -> None:
     for m in rows:
         d, g = (m["effect"] or {}).get("d"), (m["effect"] or {}).get("g")
         table_rows.append(
-            [escape(m["model"]), m["framing"], m["entity"], m["mode"], m["probe"], m["n"]]
+            [escape(m["model"]), m["framing"], m["entity"], m["mode"], escape(m["probe"]), m["n"]]
             + [sortable(estimate(e), e and e["value"]) for e in (m["nats"], d, g)]
             + [sortable(p_value(p), p) for p in (m["p_holm"], m["p_equivalence_holm"])]
         )

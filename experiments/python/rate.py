@@ -85,9 +85,11 @@ def main() -> int:
         if not folders:
             raise run_data.BadRun(f"{arguments.runs[0]}: no run of a phase, so no answers to rate")
         lines = pd.concat([run_data.read_run(f, ("plan",)).lines for f in folders], ignore_index=True)
+        with run_data.reading(arguments.runs[0]):
+            rating.items(lines)
         rate(lines, arguments.runs[0] / "ratings" / f"{rater}.json", rater)
-    except run_data.BadRun as error:
-        print(f"rate: {error}", file=sys.stderr)
+    except (run_data.BadRun, OSError) as error:
+        print(run_data.one_line(f"rate: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

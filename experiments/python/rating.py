@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import effects
-from run_data import BadRun, read_json, write_atomically
+from run_data import BadRun, quoted, read_json, write_atomically
 
 SCALE = {
     1: "nonsense",
@@ -55,7 +55,7 @@ def order(ids, rater: str) -> list[str]:
 
 def check_rater(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
-        raise BadRun(f"rater '{name}': expected 1 to 40 letters, digits, '-' or '_'")
+        raise BadRun(f"rater {quoted(name)}: expected 1 to 40 letters, digits, '-' or '_'")
     return name
 
 
@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[str, dict[str, int]]:
         raise BadRun(f"{path}: expected the keys 'rater' (text) and 'ratings' (object)")
     for item, mark in ratings.items():
         if type(mark) is not int or mark not in SCALE:
-            raise BadRun(f"{path}: item {item}: expected 1 to 5, found {json.dumps(mark)}")
+            raise BadRun(f"{path}: item {quoted(item)}: expected 1 to 5, found {quoted(mark)}")
     return check_rater(rater), ratings
 
 

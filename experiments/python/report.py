@@ -20,11 +20,12 @@ def make(arguments) -> Path:
     script = page.SHARED / "plotly.min.js"
     if not script.exists():
         raise run_data.BadRun(f"{script}: not there; `make page-script` fetches it")
-    out.mkdir(parents=True, exist_ok=True)
     numbers, lines = summary.summarise(folders, [out] if out not in folders else [])
+    with run_data.reading(arguments.runs[0]):
+        html, _ = page.build(numbers, lines, script.read_text(encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
     run_data.write_atomically(out / "summary.json", json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     summary.write_tables(out, numbers, lines)
-    html, _ = page.build(numbers, lines, script.read_text(encoding="utf-8"))
     run_data.write_atomically(out / "report.html", html)
     return out
 
@@ -37,7 +38,7 @@ def main() -> int:
     try:
         out = make(arguments)
     except (run_data.BadRun, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        print(run_data.one_line(f"report: {error}"), file=sys.stderr)
         return 2
     print(out / "report.html")
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -18,6 +20,7 @@ SWEEPS = ("position", "partial", "layers", "components")
 
 # What the analysis reads from a line; ARCHITECTURE.md has the meaning of each.
 TEXTS = ["phase", "family", "set", "trial", "item", "framing", "condition"]
+WORDS = ["framing", "condition", "mode", "entity"]  # which pages show as they are
 NUMBERS = [
     "ld", "reference_uplift", "reference_tokens", "twin_uplift", "twin_reference_tokens", "truth_uplift",
     "kl_baseline", "source_tokens", "target_tokens",
@@ -65,13 +68,68 @@ def model_of(manifest: dict) -> str:
     return name.stem if name.suffix == ".gguf" else name.name
 
 
+def quoted(value) -> str:
+    """A value from a file, as a message shows it: printable ASCII, and cut where it is long."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = "".join(c if " " <= c <= "~" else "?" for c in text[:80]) + ("..." if len(text) > 80 else "")
+    return f"'{text}'" if isinstance(value, str) else text
+
+
+def one_line(message) -> str:
+    """A message for a terminal: no control characters, and of a length that can be read."""
+    text = "".join(c if c.isprintable() else "?" for c in str(message))
+    most = 4096 + 600  # a path, and what is said beside it
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def _object(pairs: list[tuple]) -> dict:
+    value = {}
+    for key, member in pairs:
+        if key in value:
+            raise ValueError(f"key {quoted(key)} stands twice")
+        value[key] = member
+    return value
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"a number that no double holds, {quoted(text)}")
+
+
+def _number(text: str):
+    if math.isinf(float(text)):
+        _no_number(text)
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def parse(data: bytes, where: str):
+    """JSON, read strictly: no key twice in an object, no number that a double does not hold, no text that UTF-8 does not."""
+    may_be_large = re.search(rb"[eE]\+?\d{3}|\d{300}", data)
+    large = {"parse_int": _number, "parse_float": _number} if may_be_large else {}
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number, **large)
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except ValueError as error:
+        raise BadRun(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise BadRun(f"{where}: not JSON that is read here: too many levels") from None
+
+
+@contextlib.contextmanager
+def reading(folder: Path):
+    """What stumbles over a record of another shape than a run's says in which folder."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BadRun(f"{folder}: found records that are not of a run: {type(error).__name__}: {error}") from error
+
+
 def read_json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_bytes(), str(path))
     except OSError as error:
         raise BadRun(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise BadRun(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRun(f"{path}: expected an object, found {type(value).__name__}")
     return value
@@ -88,25 +146,25 @@ def read_lines(path: Path, complete: bool = True) -> list[dict]:
         raise BadRun(f"{path}:{len(whole) + 1}: a complete run's last line does not end")
     records = []
     for number, line in enumerate(whole, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise BadRun(f"{path}:{number}: not JSON: {error}") from None
+        record = parse(line, f"{path}:{number}")
         if not isinstance(record, dict):
             raise BadRun(f"{path}:{number}: expected an object, found {type(record).__name__}")
         records.append(record)
-    torn = re.search(rb'"trial":"((?:[^"\\]|\\.)*)"', tail)
-    return records if torn is None else [r for r in records if r.get("trial") != json.loads(b'"' + torn[1] + b'"')]
+    torn = re.search(rb'"trial":("(?:[^"\\]|\\.)*")', tail)
+    if torn is None:
+        return records
+    trial = parse(torn[1], f"{path}:{len(whole) + 1}")
+    return [r for r in records if r.get("trial") != trial]
 
 
 def read_manifest(folder: Path) -> dict:
     path = folder / "manifest.json"
     manifest = read_json(path)
     if manifest.get("kvfold_trials") != FORMAT:
-        raise BadRun(f"{path}: key 'kvfold_trials': expected {FORMAT}, found {manifest.get('kvfold_trials')}")
+        raise BadRun(f"{path}: key 'kvfold_trials': expected {FORMAT}, found {quoted(manifest.get('kvfold_trials'))}")
     for key in ("phase", "model"):
         if not isinstance(manifest.get(key), str):
-            raise BadRun(f"{path}: key '{key}': expected text, found {json.dumps(manifest.get(key))}")
+            raise BadRun(f"{path}: key '{key}': expected text, found {quoted(manifest.get(key))}")
     return manifest
 
 
@@ -116,13 +174,17 @@ def _check(record: dict, where: str, texts: list[str], numbers: list[str], other
             raise BadRun(f"{where}: no key '{key}'")
     for key in texts:
         if not isinstance(record[key], str):
-            raise BadRun(f"{where}: key '{key}': expected text, found {json.dumps(record[key])}")
+            raise BadRun(f"{where}: key '{key}': expected text, found {quoted(record[key])}")
     if record["set"] not in SETS:
-        raise BadRun(f"{where}: key 'set': expected one of {', '.join(SETS)}, found '{record['set']}'")
+        raise BadRun(f"{where}: key 'set': expected one of {', '.join(SETS)}, found {quoted(record['set'])}")
+    for key in WORDS:
+        value = record[key]
+        if value is not None and not (isinstance(value, str) and re.fullmatch(r"[\w-]+", value, re.ASCII)):
+            raise BadRun(f"{where}: key '{key}': expected a word, found {quoted(value)}")
     for key in numbers:
         value = record[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise BadRun(f"{where}: key '{key}': expected a number or null, found {json.dumps(value)}")
+            raise BadRun(f"{where}: key '{key}': expected a number or null, found {quoted(value)}")
 
 
 def frame(records: list[dict], sweep: bool, path: str = "trials.jsonl") -> pd.DataFrame:
@@ -140,7 +202,7 @@ def frame(records: list[dict], sweep: bool, path: str = "trials.jsonl") -> pd.Da
     twice = lines[lines.duplicated(keys)]
     if len(twice):
         row = twice.iloc[0]
-        raise BadRun(f"{path}: two lines for trial '{row.trial}', framing {row.framing}, condition {row.condition}")
+        raise BadRun(f"{path}: two lines for trial {quoted(row.trial)}, framing {quoted(row.framing)}, condition {quoted(row.condition)}")
     return lines
 
 
@@ -152,7 +214,7 @@ def read_run(folder: Path, sets: tuple[str, ...] = SETS) -> Run:
     if phase == "signatures":
         return Run(folder, manifest, pd.DataFrame(), read_lines(folder / "signatures.jsonl", complete))
     if phase not in PHASES + SWEEPS:
-        raise BadRun(f"{folder / 'manifest.json'}: key 'phase': found '{phase}', which this report does not know")
+        raise BadRun(f"{folder / 'manifest.json'}: key 'phase': found {quoted(phase)}, which this report does not know")
     path = folder / "trials.jsonl"
     records = [r for r in read_lines(path, complete) if r.get("set") in sets or r.get("set") not in SETS]
     return Run(folder, manifest, frame(records, phase in SWEEPS, str(path)), [])

@@ -129,20 +129,21 @@ def summarise(folders: list[Path], extra_ratings: list[Path] = (), resamples: in
         if (model, phase) in seen:
             raise run_data.BadRun(f"{folder}: a second run of {phase} with {model}; the first is {seen[model, phase]}")
         seen[model, phase] = folder
-        summary["runs"].append({"folder": folder.name, **{key: manifest.get(key) for key in MANIFEST_KEYS}, "model": model})
-        if phase in run_data.PHASES:
-            part, lines = summarise_phase(folder, resamples)
-            for key, entries in part.items():
-                lists[key] += [{"model": model, **entry} for entry in entries]
-            tables.append(lines.assign(model=model))
-        elif phase in run_data.SWEEPS:
-            lists["sweeps"].append({"model": model, **summarise_sweep(run_data.read_run(folder), resamples)})
-        elif phase == "2e":
-            lists["crossings"].append({"model": model, **crossing.summarise(folder, manifest)})
-        else:
-            run = run_data.read_run(folder)
-            if run.signatures:
-                lists["signatures"].append({"model": model, **summarise_signatures(run, resamples)})
+        with run_data.reading(folder):
+            summary["runs"].append({"folder": folder.name, **{key: manifest.get(key) for key in MANIFEST_KEYS}, "model": model})
+            if phase in run_data.PHASES:
+                part, lines = summarise_phase(folder, resamples)
+                for key, entries in part.items():
+                    lists[key] += [{"model": model, **entry} for entry in entries]
+                tables.append(lines.assign(model=model))
+            elif phase in run_data.SWEEPS:
+                lists["sweeps"].append({"model": model, **summarise_sweep(run_data.read_run(folder), resamples)})
+            elif phase == "2e":
+                lists["crossings"].append({"model": model, **crossing.summarise(folder, manifest)})
+            else:
+                run = run_data.read_run(folder)
+                if run.signatures:
+                    lists["signatures"].append({"model": model, **summarise_signatures(run, resamples)})
     lines = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     summary["models"] = sorted({run["model"] for run in summary["runs"]})
     summary.update(lists)
