@@ -325,7 +325,9 @@ const Sweep kLayerSweep = {
     "Do specific layers carry more \"cognitive mode\" information?",
     "The source's rows replace those of neutral text in some layers. content: the reference answer's uplift "
     "less the\n"
-    "twin's; mode: the uplift of an answer of the source's mode whose words are in no source.",
+    "twin's; mode: the uplift of an answer of the source's mode whose words are in no source; the report "
+    "takes a "
+    "factual one's off it.",
     {"which", "layers"},
     {{"2d", sets_mode}},
     [](const SweepSource& in) { return LayerPoints(in).make(); }};

@@ -285,7 +285,10 @@ def _layer_heads(page: Page, points: list[dict], plot_id: str, framing: str) -> 
 
 
 def _mode_against_content(page: Page, rows: list[dict], stem: str) -> str:
-    body = "<h3>A single layer's part of mode and of content</h3><div class=pair>"
+    body = (
+        "<h3>A single layer's part of mode and of content</h3><p>Mode: the uplift of an answer of the source's mode, whose words are in no source, less "
+        "that of a factual one. Content: the uplift of the source's answer less its twin's. A mode that all layers together do not raise has no curve.</p><div class=pair>"
+    )
     parts: dict[tuple, list] = {}
     for framing, of in sweeps.groups(rows).items():
         for r in of:

@@ -249,11 +249,12 @@ def _layers(rows: list[dict]) -> list[str]:
         here = [r for r in rows if (r["source_mode"], r["series"]) == (kind, series)]
         whole = here[0]
         sentence = (
-            f"{kind} source, sink {series.split('/')[-1]}, all layers spliced: an answer of its mode {interval(whole['mode_whole'])} nats (a factual one "
-            f"{interval(whole['factual_whole'])}), content {interval(whole['content_whole'])} nats"
+            f"{kind} source, sink {series.split('/')[-1]}, all layers spliced: mode {interval(whole['mode_whole'])} nats (an answer of its mode "
+            f"{interval(whole['answer_whole'])}, less a factual one {interval(whole['factual_whole'])}), content {interval(whole['content_whole'])} nats"
         )
         if whole["difference"] is None:
-            parts.append(f"{sentence}: no effect of the whole on {'content' if _excludes_zero(whole['mode_whole']) else 'mode'} that layers could share")
+            lacking = "mode" if whole["mode_whole"] is None or whole["mode_whole"]["low"] <= 0 else "content"
+            parts.append(f"{sentence}: the whole does not raise {lacking}, so there is nothing for layers to share")
             continue
         found = [r for r in here if r["p_family"] is not None and r["p_family"] < ALPHA]
         more = listed(f"{r['layer']:.0f}" for r in found if r["difference"]["value"] > 0)
@@ -261,10 +262,6 @@ def _layers(rows: list[dict]) -> list[str]:
         least = min((r["p_family"] for r in here if r["p_family"] is not None), default=None)
         parts.append(f"{sentence}. Single layers that carry mode more than content: {more}; content more than mode: {less} (smallest adjusted p {verdicts.text(least)})")
     return parts
-
-
-def _excludes_zero(e: dict | None) -> bool:
-    return e is not None and (e["low"] > 0 or e["high"] < 0)
 
 
 HALVES = {"k": "the source's K, V", "v": "the source's V, K", "neither": "K and V both"}

@@ -20,14 +20,16 @@ SINGLE_LAYER = "single"
 
 
 def prepare(lines: pd.DataFrame) -> pd.DataFrame:
-    """The lines of a sweep with tau, and the mode's own probe."""
+    """The lines of a sweep with tau; the effect on content, the reference answer's uplift less the twin's; and that on mode, which is
+    that of the mode's probe less that of the factual one: any statement raises the answers that are made like it."""
     lines = lines.copy()
     for name in ("baseline", "text"):
         of = lines[lines["condition"] == name].set_index(PAIR)[["ld"]]
         lines = lines.join(of.add_suffix(f"_{name}"), on=PAIR)
     add_tau(lines)
-    lines["mode_uplift"] = [_probe(probes, mode) for probes, mode in zip(lines["probes"], lines["mode"])]
+    lines["answer_uplift"] = [_probe(probes, mode) for probes, mode in zip(lines["probes"], lines["mode"])]
     lines["factual_uplift"] = [_probe(probes, REFERENCE) for probes in lines["probes"]]
+    lines["mode_uplift"] = lines["answer_uplift"] - lines["factual_uplift"]
     lines["content_uplift"] = lines["reference_uplift"] - lines["twin_uplift"]
     return lines
 
@@ -178,8 +180,8 @@ def places(lines: pd.DataFrame, reference: str, resamples: int = effects.RESAMPL
 def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES) -> list[dict]:
     """Of each single layer and mode of the source: its part of the whole splice's mode effect less that of its content effect.
 
-    Both are uplifts of the point less those of the splice of nothing, as a part of the splice of everything; a mode that the
-    whole does not move, its interval around 0, has no parts. The mode effect is taken where the source is of another entity, so
+    Both are those of the point less those of the splice of nothing, as a part of the splice of everything; a mode that the
+    whole does not raise, its interval not above 0, has no parts. The mode effect is taken where the source is of another entity, so
     that what moves is not the content. `p_family` is adjusted over all layers and modes, the whole effects taken as they are.
     """
     rows, differences = [], []
@@ -187,7 +189,7 @@ def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES
     for (family, framing, source_mode), group in own.groupby(["family", "framing", "mode"], sort=False):
         points = group.drop_duplicates("point").set_index("point")["series"]
         other = group[group["entity"].isna() | (group["entity"] == "other")]
-        moved = {name: _less_nothing(of, f"{name}_uplift", points) for name, of in (("mode", other), ("factual", other), ("content", group))}
+        moved = {name: _less_nothing(of, f"{name}_uplift", points) for name, of in (("mode", other), ("answer", other), ("factual", other), ("content", group))}
         for sink in ("kept", "free"):
             every = points.index[points == f"all/{sink}"]
             if not len(every) or moved["mode"][every[0]].notna().sum() < 3:
@@ -208,7 +210,7 @@ def mode_against_content(lines: pd.DataFrame, resamples: int = effects.RESAMPLES
 def _parts(moved: dict[str, pd.DataFrame], every: str, singles: pd.DataFrame, resamples: int):
     """Of each single layer's point: its entry, and the items' differences, NaN where there is no whole to divide."""
     whole = {name: effects.mean(table[every], resamples) for name, table in moved.items()}
-    divided = all(whole[name] is not None and whole[name].excludes(0) for name in ("mode", "content"))
+    divided = all(whole[name] is not None and whole[name].low > 0 for name in ("mode", "content"))
     wholes = {f"{name}_whole": _dict(estimate) for name, estimate in whole.items()}
     for point, layer in singles.itertuples(index=False):
         a, b, c, d = (moved[name][at].reindex(moved["mode"].index) for name in ("mode", "content") for at in (point, every))

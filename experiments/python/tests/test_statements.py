@@ -105,15 +105,21 @@ def test_layers_share_only_a_mode_that_the_whole_moves(tmp_path):
     lines = synthetic.sweep_lines("layers", EACH, synthetic.Truth(), 2)
     rng = np.random.default_rng(0)
     for line in lines:
+        for probe in line["probes"].values():  # what any statement does to all answers alike is no mode
+            probe["uplift"] += 5.0 * (line["point"] == "all/kept None")
         if line["mode"] == "confabulated":
-            line["probes"]["confabulated"]["uplift"] = rng.normal(0, 0.1)
+            line["probes"]["confabulated"]["uplift"] = line["probes"]["factual"]["uplift"] + rng.normal(-0.5 * (line["point"] == "all/kept None"), 0.1)
     found = report(tmp_path, layers=lines)
     rows = found["sweeps"][0]["mode_against_content"]
     assert {r["source_mode"] for r in rows} == set(synthetic.MODES)
-    assert all((r["difference"] is None) == (r["source_mode"] == "confabulated") for r in rows)
-    assert all(r["p_family"] is None for r in rows if r["source_mode"] == "confabulated")
+    whole = next(r for r in rows if r["source_mode"] == "creative")
+    assert whole["mode_whole"]["value"] == pytest.approx(whole["answer_whole"]["value"] - whole["factual_whole"]["value"])
+    assert whole["mode_whole"]["value"] < 2.5 < whole["factual_whole"]["value"]
+    undivided = ("confabulated", "factual")  # the latter less itself
+    assert all((r["difference"] is None) == (r["source_mode"] in undivided) for r in rows)
+    assert all(r["p_family"] is None for r in rows if r["source_mode"] in undivided)
     (sentence,) = said(found, "Layers of the mode")
-    assert "no effect of the whole on mode" in sentence and "creative source, sink kept" in sentence
+    assert "the whole does not raise mode" in sentence and "creative source, sink kept" in sentence
 
 
 def test_layers_are_divided_by_the_whole_of_their_own_sink():
