@@ -8,7 +8,7 @@
 
 namespace kvfold::testing {
 
-class FarMemory final : public PageMemory {
+class FarMemory : public PageMemory {
  public:
   explicit FarMemory(size_t bytes) : bytes_(bytes, std::byte{0xFF}) {}
   std::byte* base() const override { return nullptr; }

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <fstream>
 #include <optional>
@@ -76,7 +77,8 @@ TEST_F(File, ChangesWhileInUseAreNoticed) {
   EXPECT_EQ(text_of(*file), "abc");
   std::filesystem::remove(path);
   EXPECT_TRUE(file->unchanged().ok());
-  EXPECT_TRUE(MappedFile::of_bytes(path, std::vector<std::byte>(3))->unchanged().ok());
+  for (const size_t size : {0, 3})
+    EXPECT_TRUE(MappedFile::of_bytes(path, std::vector<std::byte>(size))->unchanged().ok());
 }
 
 // Kilobytes of the mapping of `path` that lie in memory.
@@ -98,8 +100,10 @@ TEST_F(File, WholePagesOfAPartAreGivenBack) {
   EXPECT_TRUE(touch());
   const int all = resident(path);
   EXPECT_EQ(all, static_cast<int>(8 * page / 1024));
-  const std::vector<std::byte> elsewhere(4 * page);
-  file->release(elsewhere);
+  const std::vector<std::byte> below(4 * page);
+  const std::array<std::byte, 16384> above{};
+  file->release(below);
+  file->release(above);
   file->release(file->bytes().subspan(page + 1, page));  // parts of two pages, and no page whole
   MappedFile::of_bytes("bytes", std::vector<std::byte>(4 * page))->release(file->bytes());
   EXPECT_EQ(resident(path), all);
@@ -169,6 +173,7 @@ TEST_F(File, WhatIsCommittedIsThereAsAnyOtherFile) {
 TEST_F(File, TemporaryFilesOfOneWhoMustGoAreRemoved) {
   AtomicFile whole = must(AtomicFile::create(folder_.file("whole")));
   ASSERT_TRUE(whole.write("whole").ok() && whole.commit().ok());
+  remove_temporary_files();
   const AtomicFile deep = must(AtomicFile::create(long_path("file")));  // too long to be known
   std::vector<AtomicFile> files;
   for (int i = 0; i < 66; ++i)  // `whole` has one of the 64 places

@@ -131,5 +131,43 @@ TEST_F(Statistics, Distances) {
   EXPECT_EQ(row_norms(diagonal({3, 4}).lanes(), Part::kKey, 0, 2), (std::vector<double>{3, 4}));
 }
 
+// Rows that one of the two lacks are counted and not compared.
+TEST_F(Statistics, DistancesOfLanesThatLackRows) {
+  const KvCache whole = diagonal({3, 4, 2, 1});
+  const auto holding = [&](const std::vector<int>& slots) {
+    KvLanes lanes(pool_, kShape);
+    for (const Part part : {Part::kKey, Part::kValue})
+      for (const int slot : slots)
+        lanes.mutable_table(part, 0).append(whole.lanes().table(part, 0), slot, slot + 1, 0);
+    return KvCache(lanes, std::make_shared<Rows>(whole.rows()), 4);
+  };
+  const KvCache a = holding({0, 2, 3});
+  const KvCache b = holding({0, 1});
+  for (const auto& [x, y] : {std::pair{a, b}, std::pair{b, a}}) {
+    const LaneDistance d = lane_distance(x, y, Part::kKey, 0);
+    EXPECT_EQ(d.rows, 1);
+    EXPECT_EQ(d.only_a, x.lanes().table(Part::kKey, 0).rows() - 1);
+    EXPECT_EQ(d.only_b, y.lanes().table(Part::kKey, 0).rows() - 1);
+    EXPECT_EQ(d.largest, 0);
+    EXPECT_EQ(d.mean_cosine, 1);
+    EXPECT_EQ(d.by_slot, (std::vector<double>{0, -1, -1, -1}));
+  }
+  EXPECT_EQ(row_norms(b.lanes(), Part::kKey, 0, 4), (std::vector<double>{3, 4, -1, -1}));
+  const LaneDistance none = lane_distance(holding({3}), holding({0, 1, 2}), Part::kKey, 0);
+  EXPECT_EQ(none.rows, 0);
+  EXPECT_EQ(none.only_a, 1);
+  EXPECT_EQ(none.only_b, 3);
+  EXPECT_EQ(none.rms, 0);
+  EXPECT_EQ(none.by_slot, (std::vector<double>{-1, -1, -1, -1}));
+}
+
+// A row of zeros has no direction.
+TEST_F(Statistics, CosinesOfZeroRowsAreLeftOut) {
+  const LaneDistance d = lane_distance(diagonal({0, 4, 2}), diagonal({3, 0, 2}), Part::kKey, 0);
+  EXPECT_EQ(d.mean_cosine, 1);
+  EXPECT_NEAR(d.relative, std::sqrt(25.0 / 20), 1e-12);
+  EXPECT_EQ(lane_distance(diagonal({0}), diagonal({3}), Part::kKey, 0).mean_cosine, 0);
+}
+
 }  // namespace
 }  // namespace kvfold::testing

@@ -16,14 +16,13 @@ constexpr std::array kParts = {Part::kKey, Part::kValue};
 // As part_of() takes it apart.
 int table_number(Part part, int lane) { return 2 * lane + static_cast<int>(part); }
 
-// Consecutive rows on one page, on all sides, go together.
+// Consecutive rows on one page, on all sides, go together. Fresh rows, `to`, come one after another.
 void add_row(std::vector<RowRun>& runs, int table, PageTable::RowPlace from, PageTable::RowPlace to,
              PageTable::RowPlace other) {
   if (!runs.empty()) {
     RowRun& last = runs.back();
     if (last.table == table && last.from == from.page && last.to == to.page && last.other == other.page &&
-        last.from_row + last.count == from.row && last.to_row + last.count == to.row &&
-        last.other_row + last.count == other.row) {
+        last.from_row + last.count == from.row && last.other_row + last.count == other.row) {
       ++last.count;
       return;
     }

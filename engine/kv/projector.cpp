@@ -69,7 +69,7 @@ class Reader {
     ProjectorData data;
     if (!meta_.has("kvfold_projector"))
       return meta_.fail("no metadata 'kvfold_projector': not a projector file");
-    KVFOLD_ASSIGN_OR_RETURN(const std::string version, meta_.text("kvfold_projector"));
+    const std::string& version = file_.metadata.at("kvfold_projector");
     if (version != std::to_string(kProjectorFileVersion))
       return meta_.fail(fmt::format("metadata 'kvfold_projector': found version {}, expected {}",
                                     printable(version), kProjectorFileVersion));
