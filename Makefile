@@ -243,7 +243,7 @@ mutants: install ## plant faults in the sources, one at a time, and see whether 
 # Of what reads files from strangers, and of the cache: every test file that runs it without a real model or a program.
 COVERAGE_TESTS := gguf_test gguf_metadata_test gguf_save_test json_test model_loader_test open_test known_attacks_test convert_test \
   random_shapes_test checkpoint_test checkpoint_config_test checkpoint_weights_test spm_test fallback_test tokenizer_test \
-  tokenizer_pipeline_test tokenizer_files_test file_test safetensors_test cache_file_test exchange_test kv_ops_test \
+  tokenizer_pipeline_test tokenizer_files_test file_test safetensors_test cache_file_test cache_info_test exchange_test kv_ops_test \
   kv_property_test load_test statistics_test crossing_test projector_test projector_file_test ridge_test recompute_test fuzz_corpus_test \
   train_projector_test faults_test
 

@@ -18,9 +18,11 @@
 #include <new>
 #include <optional>
 
+#include "engine/kv/exchange.h"
 #include "engine/kv/ops.h"
 #include "engine/random.h"
 #include "engine/safetensors.h"
+#include "tests/far_memory.h"
 #include "tests/temporary.h"
 
 namespace {
@@ -458,6 +460,7 @@ const Lie kHeaders[] = {
     {"no_version", [](Parts& p) { p.metadata.erase("kvfold_format"); }, {"no metadata 'kvfold_format'"}},
     {"no_checksum", [](Parts& p) { p.metadata.erase("checksum"); }, {"'checksum' is missing"}},
     {"no_fingerprint", [](Parts& p) { p.metadata.erase("model_fingerprint"); }, {"'model_fingerprint'"}},
+    {"no_dtype", [](Parts& p) { p.metadata.erase("dtype"); }, {"'dtype' is missing"}},
     {"no_slots", [](Parts& p) { p.metadata.erase("slots"); }, {"'slots' is missing"}},
     {"no_checksums", [](Parts& p) { p.metadata.erase("checksums"); }, {"'checksums' is missing"}},
     metadata_lie("no_layers", "layers", "0", {"found '0'", "[1, "}),
@@ -601,6 +604,40 @@ TEST_F(CacheFile, NamesThatAreNotUtf8AreReplaced) {
   ASSERT_TRUE(save_cache(cache, info, path).ok());
   const KvCache loaded = must(load_cache(path, info, kShape, make_pool(CacheType::kF16)));
   EXPECT_EQ(loaded.rows().sources, (std::vector<std::string>{"fed", "a\uFFFD.safetensors"}));
+}
+
+// Pages that lie on a device are read and written page by page, to the same file.
+TEST_F(CacheFile, PagesOnADeviceAreSavedAndLoaded) {
+  for (const CacheType type : kTypes) {
+    const std::string path = save(ragged(make_pool(type)));
+    constexpr size_t kBytes = size_t{4} << 20;
+    const Pool far =
+        must(PagePool::create(type, kShape.head_dim, std::make_unique<FarMemory>(kBytes), kBytes));
+    const KvCache loaded = must(load_cache(path, tiny_info(), kShape, far));
+    far->flush();
+    EXPECT_EQ(TemporaryFolder::read(save(loaded, "b.safetensors")), TemporaryFolder::read(path));
+  }
+}
+
+// Of a device that is lost, zeros come back: no file is kept of them.
+TEST_F(CacheFile, WhatALostDeviceHeldIsNotSaved) {
+  class LostMemory final : public FarMemory {
+   public:
+    using FarMemory::FarMemory;
+    Status status() const override { return lost ? Status::error("the device is lost") : Status(); }
+    bool lost = false;
+  };
+  constexpr size_t kBytes = size_t{4} << 20;
+  auto memory = std::make_unique<LostMemory>(kBytes);
+  bool& lost = memory->lost;
+  const Pool pool = must(PagePool::create(CacheType::kF16, kShape.head_dim, std::move(memory), kBytes));
+  KvCache cache = fed(pool, 3);
+  lost = true;
+  EXPECT_EQ(save_cache(cache, tiny_info(), folder_.file("a")).message(), "the device is lost");
+  EXPECT_EQ(export_cache(cache, tiny_info(), true, folder_.file("a")).message(), "the device is lost");
+  EXPECT_EQ(folder_.entries(), 0U);
+  EXPECT_EQ(cache.grow(std::vector<TokenId>(40)).message(), "the device is lost");
+  EXPECT_EQ(cache.size(), 3);
 }
 
 // With one page too few there is an error, with enough there is the cache; never anything else between, and

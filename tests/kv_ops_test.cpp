@@ -289,6 +289,24 @@ TEST(Pages, OfRowsThatAreGoneAreGivenBack) {
   EXPECT_EQ(pool->pages_held(), 2U * kShape.lanes() - lane_pages);
 }
 
+TEST(Cache, WhatWasGrownIsTakenBack) {
+  const auto pool = make_pool();
+  KvCache cache = must(shift(random_cache(pool, 40, 1), std::vector<int>{39}, 5));
+  const Rows before = cache.rows();
+  const std::vector<float> keys = load_lane(cache.lanes(), Part::kKey, 3).data;
+  const size_t held = pool->pages_held();
+  ASSERT_TRUE(cache.grow(std::vector<TokenId>(70, 7)).ok());
+  for (int times = 0; times < 2; ++times) {
+    cache.shrink(40);
+    EXPECT_EQ(cache.rows().tokens, before.tokens);
+    EXPECT_EQ(cache.rows().positions, before.positions);
+    EXPECT_EQ(cache.rows().origins, before.origins);
+    EXPECT_EQ(cache.next_position(), 40);
+    EXPECT_EQ(pool->pages_held(), held);
+    EXPECT_EQ(load_lane(cache.lanes(), Part::kKey, 3).data, keys);
+  }
+}
+
 // ---- errors leave everything as it was ----
 
 TEST(Pool, ExhaustionNamesBytesAndChangesNothing) {

@@ -235,6 +235,12 @@ TEST(Ridge, SumsComeBackFromAFile) {
       RidgeSolution::solve(loaded.value(), 0.01, threads).value().whole().tensors.at("ridge.weight").data);
   EXPECT_THAT(RidgeSums::load(folder.file("sums"), kTarget, kSource).status().message(),
               HasSubstr("of another pair of models"));
+  EXPECT_EQ(sums.save(folder.file("absent/sums")).message(),
+            folder.file("absent/sums") + ": cannot create: No such file or directory");
+  EXPECT_EQ(RidgeSums::load(folder.file("absent"), kSource, kTarget).status().message(),
+            folder.file("absent") + ": cannot open: No such file or directory");
+  EXPECT_THAT(RidgeSums::load(folder.write("text", "no safetensors"), kSource, kTarget).status().message(),
+              HasSubstr("text: header length"));
 }
 
 const Lie kSumsLies[] = {
@@ -249,6 +255,10 @@ const Lie kSumsLies[] = {
     metadata_lie("weight_text", "weight", "heavy", {"found 'heavy', expected a number"}),
     metadata_lie("weight_and_more", "weight", "1 kg", {"found '1 kg'"}),
     metadata_lie("weight_empty", "weight", "", {"found ''"}),
+    {"no_version",
+     [](SignedFile& f) { f.metadata.erase("kvfold_ridge_sums"); },
+     {"metadata 'kvfold_ridge_sums': expected 1: not sums of a ridge"}},
+    {"no_weight", [](SignedFile& f) { f.metadata.erase("weight"); }, {"key 'weight' is missing"}},
     {"no_rows", [](SignedFile& f) { f.metadata.erase("rows"); }, {"'rows'"}},
     {"nan", [](SignedFile& f) { f.set("in_in", 3, std::nanf("")); }, {"tensor 'in_in'", "element 3"}},
     {"short", [](SignedFile& f) { f.tensors.erase("sum_in"); }, {"tensor 'sum_in'"}},
