@@ -257,6 +257,11 @@ const Lie kProjectorLies[] = {
        f.tensors.at("ridge.down").shape = {24, 3};
      },
      {"ridge.down"}},
+    {"without_dimensions",
+     [](SignedFile& f) {
+       f.tensors.at("ridge.down") = {"F32", {}, std::string(4, '\0')};
+     },
+     {"projector: tensor 'ridge.down': found the shape [], expected [0,24]"}},
     {"rank_0",
      [](SignedFile& f) {
        f.tensors.at("ridge.down") = {"F32", {0, 24}, ""};

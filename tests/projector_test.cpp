@@ -258,6 +258,8 @@ TEST(ProjectorFile, HoldsWhatWasSaved) {
   const TemporaryFolder folder;
   const ProjectorData data = random_ridge(5);
   ASSERT_TRUE(save_projector(data, folder.file("p")).ok());
+  EXPECT_EQ(save_projector(data, folder.file("absent/p")).message(),
+            folder.file("absent/p") + ": cannot create: No such file or directory");
   const auto loaded = load_projector(folder.file("p"));
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(loaded.value().kind, "ridge");

@@ -223,6 +223,20 @@ TEST(Ridge, FirstRowsAreApart) {
   for (const float x : b.tensors.at("ridge.first").data) EXPECT_EQ(x, 7);
 }
 
+// What never varied keeps its size, and says nothing.
+TEST(Ridge, ADimensionThatNeverVariedStays) {
+  ThreadPool threads(1);
+  Texts texts = make_texts(60, kIn, 1, 10);
+  for (std::vector<float>& x : texts.x)
+    for (size_t i = 4; i < x.size(); i += kIn) x[i] = 7;
+  RidgeSums sums = sums_of(texts, false, threads);
+  sums.flush(threads);  // nothing is left to be added
+  const ProjectorData made = RidgeSolution::solve(sums, 0.01, threads).value().whole();
+  EXPECT_EQ(made.tensors.at("ridge.mean_in").data[4], 7);
+  EXPECT_EQ(made.tensors.at("ridge.scale_in").data[4], 1);
+  for (int j = 0; j < kOut; ++j) EXPECT_EQ(made.tensors.at("ridge.weight").data[j * kIn + 4], 0);
+}
+
 TEST(Ridge, SumsComeBackFromAFile) {
   const TemporaryFolder folder;
   ThreadPool threads(2);
