@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <fstream>
@@ -100,12 +101,17 @@ TEST_F(File, WholePagesOfAPartAreGivenBack) {
   EXPECT_TRUE(touch());
   const int all = resident(path);
   EXPECT_EQ(all, static_cast<int>(8 * page / 1024));
-  const std::vector<std::byte> below(4 * page);
-  const std::array<std::byte, 16384> above{};
+  const std::vector<std::byte> below(4 * page, std::byte{1});
+  std::array<std::byte, 16384> above{};
+  above.fill(std::byte{1});
   file->release(below);
   file->release(above);
   file->release(file->bytes().subspan(page + 1, page));  // parts of two pages, and no page whole
-  MappedFile::of_bytes("bytes", std::vector<std::byte>(4 * page))->release(file->bytes());
+  const Mapped owned = MappedFile::of_bytes("bytes", below);
+  owned->release(owned->bytes());
+  owned->release(file->bytes());
+  const auto still = [](auto bytes) { return std::ranges::count(bytes, std::byte{1}) == std::ssize(bytes); };
+  EXPECT_TRUE(still(std::span(below)) && still(std::span(above)) && still(owned->bytes()));
   EXPECT_EQ(resident(path), all);
   file->release(file->bytes().subspan(page - 1, 3 * page));  // whole: the second, third and fourth but a byte
   EXPECT_EQ(resident(path), all - static_cast<int>(2 * page / 1024));

@@ -352,7 +352,7 @@ class FailingDevice final : public FarMemory, public RowComputer {
     return Status::error("the device is lost");
   }
   Status row_norms(const KvPagesView&, std::span<const RowRun>, std::span<double>) override {
-    return Status::error("the device is lost");
+    return Status::error("the norms are lost");
   }
   void copy_rows(const KvPagesView&, std::span<const RowCopy> copies) override { copied += copies.size(); }
   size_t copied = 0;
@@ -368,7 +368,7 @@ TEST(Pool, AnErrorOfTheDeviceLeavesTheCacheAsItWas) {
   const size_t held = pool->pages_held();
   EXPECT_EQ(error_of(scale(cache, 2, select(cache, ""))), "the device is lost");
   EXPECT_EQ(error_of(match_norm(cache, cache, NormTarget::kLaneMean, select(cache, ""))),
-            "the device is lost");
+            "the norms are lost");
   EXPECT_EQ(pool->pages_held(), held);
   EXPECT_EQ(load_lane(cache.lanes(), Part::kKey, 3).data, before);
   KvCache fork = cache.fork();
