@@ -161,6 +161,18 @@ TEST_F(Statistics, DistancesOfLanesThatLackRows) {
   EXPECT_EQ(none.by_slot, (std::vector<double>{-1, -1, -1, -1}));
 }
 
+// Rows that hold no numbers are not equal to any; two infinities are.
+TEST_F(Statistics, WhatIsNoNumberDiffers) {
+  const auto largest = [&](float a, float b) {
+    return lane_distance(diagonal({a, 1, 0}), diagonal({b, 1, 5}), Part::kKey, 0).largest;
+  };
+  EXPECT_TRUE(std::isnan(largest(NAN, 1)));
+  EXPECT_TRUE(std::isnan(largest(1, NAN)));
+  EXPECT_EQ(largest(INFINITY, INFINITY), 5);
+  EXPECT_EQ(largest(INFINITY, 1), INFINITY);
+  EXPECT_EQ(largest(1, 2), 5);
+}
+
 // A row of zeros has no direction.
 TEST_F(Statistics, CosinesOfZeroRowsAreLeftOut) {
   const LaneDistance d = lane_distance(diagonal({0, 4, 2}), diagonal({3, 0, 2}), Part::kKey, 0);

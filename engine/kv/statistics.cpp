@@ -147,10 +147,13 @@ LaneDistance lane_distance(const KvCache& a, const KvCache& b, Part part, int la
     double row = 0;
     double dot = 0;
     for (int c = 0; c < x.columns; ++c) {
-      const double difference = static_cast<double>(x.row(i)[c]) - y.row(j)[c];
+      // Two infinities are the same; a NaN is no number's equal, and stays the largest.
+      const bool same = x.row(i)[c] == y.row(j)[c];
+      const double difference = same ? 0 : static_cast<double>(x.row(i)[c]) - y.row(j)[c];
       row += difference * difference;
       dot += static_cast<double>(x.row(i)[c]) * y.row(j)[c];
-      out.largest = std::max(out.largest, std::abs(difference));
+      if (!(std::abs(difference) <= out.largest) && !std::isnan(out.largest))
+        out.largest = std::abs(difference);
     }
     const double nx = norm(x.row(i), x.columns);
     const double ny = norm(y.row(j), x.columns);

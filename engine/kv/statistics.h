@@ -32,7 +32,7 @@ struct LaneDistance {
   double rms = 0;               // root of the mean squared difference of elements
   double relative = 0;          // |a - b| / |a| over all compared rows; 0 where both are zero
   double mean_cosine = 0;       // of rows; rows of zeros are left out
-  double largest = 0;           // largest magnitude of a difference
+  double largest = 0;           // largest magnitude of a difference; NaN where one is none
   std::vector<double> by_slot;  // |a - b| of each slot's row; negative where it was not compared
 };
 // REQUIRES: equal shapes. The slots beyond the shorter cache count as lacking.
