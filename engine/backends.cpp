@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -18,7 +20,7 @@ Result<Prefill> parse_prefill(const std::string& text) {
   if (text == "tiles") return Prefill::kTiles;
   if (text == "cublas") return Prefill::kCublas;
   if (text == "auto") return Prefill::kAuto;
-  return Status::error(fmt::format("prefill '{}': expected tiles, cublas or auto", text));
+  return Status::error(fmt::format("prefill '{}': expected tiles, cublas or auto", printable(text)));
 }
 
 bool add_backend(const std::string& name, BackendFactory make) {
@@ -42,7 +44,8 @@ Result<std::shared_ptr<Backend>> make_backend(const std::string& name, const Bac
     return Status::error(fmt::format(
         "backend 'cuda': not in this program, which was built without nvcc 12 or later; it has: {}, auto",
         known));
-  return Status::error(fmt::format("backend '{}': this program was built with: {}, auto", name, known));
+  return Status::error(
+      fmt::format("backend '{}': this program was built with: {}, auto", printable(name), known));
 }
 
 }  // namespace kvfold

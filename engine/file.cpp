@@ -12,6 +12,8 @@
 #include <filesystem>
 #include <mutex>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -86,7 +88,8 @@ MappedFile::~MappedFile() {
 }
 
 Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(
+      path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe nobody writes to: refused, not waited for
   if (fd < 0) return system_error(path, "open");
   struct stat info {};
   if (fstat(fd, &info) != 0) {
@@ -105,7 +108,7 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& pa
   if (data == MAP_FAILED) return system_error(path, "map");
   std::shared_ptr<MappedFile> file(new MappedFile(path, static_cast<const std::byte*>(data), size));
   file->opened_ = info;
-  file->known_ = mappings.add(data, size, path);
+  file->known_ = mappings.add(data, size, one_line(path));
   return std::shared_ptr<const MappedFile>(std::move(file));
 }
 

@@ -47,8 +47,8 @@ class MappedFile {
 // For a program's handler of SIGBUS, which the system sends to who reads a mapped file that was cut short
 // meanwhile. Both may be called in a signal handler.
 //
-// The path of the mapping in which `address` lies, null where it is in none. (Of the first 256 mappings, with
-// paths up to 1023 bytes.)
+// The path, fit for a terminal, of the mapping in which `address` lies, null where it is in none. (Of the
+// first 256 mappings, with paths up to 1023 bytes.)
 const char* mapped_path(const void* address);
 // Removes the temporary file of every AtomicFile that is not committed yet (of the first 64).
 void remove_temporary_files();

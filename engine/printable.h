@@ -1,4 +1,4 @@
-// Foreign text made fit for a one-line message.
+// Foreign text made fit to be shown: what stands in files and on command lines is anybody's.
 #pragma once
 
 #include <string>
@@ -6,12 +6,12 @@
 
 namespace kvfold {
 
-// `text` with everything but printable ASCII as '?', and cut where it is long.
-inline std::string printable(std::string_view text) {
-  constexpr size_t kMost = 80;
-  std::string out;
-  for (const char c : text.substr(0, kMost)) out += c >= ' ' && c < 127 ? c : '?';
-  return text.size() > kMost ? out + "..." : out;
-}
+// For messages, which say what a file holds: everything but printable ASCII as '?', and cut where it is long.
+std::string printable(std::string_view text);
+
+// For a terminal, where paths and tokens stand as they are: text on one line, with line breaks and tabs as
+// \n and \t, and what is no UTF-8, moves the cursor or changes how the rest looks as '?'. Of more than `most`
+// bytes the middle is left out.
+std::string one_line(std::string_view text, size_t most = std::string_view::npos);
 
 }  // namespace kvfold

@@ -21,14 +21,14 @@ Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<Model> model,
   if (options.chunk < 1)
     return Status::error(fmt::format("chunk {}: expected at least 1 token", options.chunk));
   const ModelSource& source = model->source();
-  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const Tokenizer> tokenizer,
-                          Tokenizer::create(source.vocabulary, source.storage));
+  Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::create(source.vocabulary, source.storage);
+  if (!tokenizer.ok()) return tokenizer.status().with_prefix(source.path + ": ");
   KVFOLD_ASSIGN_OR_RETURN(
       std::shared_ptr<PagePool> pool,
       model->backend().make_pool(options.cache_type, model->config().head_dim, options.cache_bytes));
   KVFOLD_ASSIGN_OR_RETURN(Activations activations, model->make_activations(options.chunk));
   return std::unique_ptr<Session>(
-      new Session(std::move(model), std::move(tokenizer), std::move(pool), std::move(activations), options));
+      new Session(std::move(model), *std::move(tokenizer), std::move(pool), std::move(activations), options));
 }
 
 Status Session::check_cache(const KvCache& cache) const {

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <array>
+#include <climits>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -85,7 +86,8 @@ class Weights {
     for (const auto& [name, value] : map.value().items()) {
       KVFOLD_ASSIGN_OR_RETURN(const std::string_view given, map.string(name));
       const std::string file(given);
-      if (file.empty() || file.find('/') != std::string::npos)
+      if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos ||
+          file.size() > NAME_MAX)
         return map.wrong(name, value, "the name of a file in the same folder");
       const auto [at, fresh] = opened.try_emplace(file, shards_.size());
       if (fresh) {

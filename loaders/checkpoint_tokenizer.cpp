@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <optional>
 #include <unordered_map>
@@ -59,6 +60,7 @@ class VocabularyReader {
  private:
   Status read_json() {
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::open(path_));
+    allow_ids(path_, 0);
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject model, json.object("model"));
     KVFOLD_ASSIGN_OR_RETURN(const TokenizerPipeline pipeline, read_tokenizer_pipeline(json));
     out_.model = pipeline.byte_fallback ? "llama" : "gpt2";
@@ -105,7 +107,9 @@ class VocabularyReader {
   // and "legacy": false, with which only the text as a whole gets a space before it.
   Status read_added_beside() {
     const std::string added = folder_ + "/added_tokens.json";
+    const size_t pieces = strings_->tokens.size();
     if (exists(added)) {
+      allow_ids(added, pieces);
       KVFOLD_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::open(added));
       for (const auto& [text, id] : json.value().items())
         KVFOLD_RETURN_IF_ERROR(place(json, text, text, id, TokenType::kControl));
@@ -116,11 +120,14 @@ class VocabularyReader {
     KVFOLD_ASSIGN_OR_RETURN(const bool legacy, config.flag("legacy", true));
     if (!legacy && out_.space_prefix == SpacePrefix::kSegment) out_.space_prefix = SpacePrefix::kText;
     if (!config.has("added_tokens_decoder")) return {};
+    allow_ids(path, pieces);
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject decoder, config.object("added_tokens_decoder"));
     for (const auto& [key, value] : decoder.value().items()) {
       KVFOLD_ASSIGN_OR_RETURN(const JsonObject token, decoder.object(key));
-      Json id = Json::parse(key, nullptr, /*allow_exceptions=*/false);
-      if (id.is_discarded()) id = key;
+      uint64_t number = 0;
+      const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), number);
+      const bool whole = error == std::errc() && end == key.data() + key.size();
+      const Json id = whole ? Json(number) : Json(key);
       KVFOLD_ASSIGN_OR_RETURN(const bool special, token.flag("special", false));
       KVFOLD_ASSIGN_OR_RETURN(const std::string content, added_text(token));
       KVFOLD_RETURN_IF_ERROR(
@@ -129,10 +136,18 @@ class VocabularyReader {
     return {};
   }
 
+  // Without config.json nothing says how many tokens there are: a file may name as many ids as it has bytes,
+  // behind those that are `known`.
+  void allow_ids(const std::string& path, size_t known) {
+    std::error_code ignored;
+    const size_t bytes = std::filesystem::file_size(path, ignored);
+    most_ids_ = known + std::min(bytes, static_cast<size_t>(kMostWidth) - known);
+  }
+
   Status place(const JsonObject& where, const std::string& key, const std::string& text, const Json& id,
                TokenType type) {
     const bool bounded = config_.model.vocab_size > 0;
-    const size_t most = bounded ? strings_->tokens.size() : static_cast<size_t>(kMostWidth);
+    const size_t most = bounded ? strings_->tokens.size() : most_ids_;
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= most)
       return where.wrong(key, id,
                          fmt::format("an id below {}{}", bounded ? "config.json's vocab_size, " : "", most));
@@ -335,6 +350,7 @@ class VocabularyReader {
   const std::string path_, folder_;
   const CheckpointConfig config_;
   std::shared_ptr<Strings> strings_;
+  size_t most_ids_ = 0;
   std::unordered_map<std::string, TokenId> ids_;
   VocabularySource out_;
 };

@@ -2,41 +2,15 @@
 
 #include <fmt/core.h>
 
-#include <cstring>
 #include <limits>
-#include <unordered_set>
-#include <vector>
 
 #include "engine/file.h"
 #include "engine/printable.h"
+#include "engine/strict_json.h"
 
 namespace kvfold {
-namespace {
 
 using Json = nlohmann::json;
-
-// The first key that an object repeats, found as the parser passes by.
-class RepeatedKey {
- public:
-  bool operator()(int depth, Json::parse_event_t event, const Json& value) {
-    const auto level = static_cast<size_t>(depth);
-    if (event == Json::parse_event_t::object_start) {
-      if (keys_.size() <= level) keys_.resize(level + 1);
-      keys_[level].clear();
-    } else if (event == Json::parse_event_t::key && name.empty()) {
-      const auto& key = value.get_ref<const std::string&>();
-      // Keys of an object stand one level below its start.
-      if (!keys_[level - 1].insert(key).second) name = key.empty() ? "(empty)" : key;
-    }
-    return true;
-  }
-  std::string name;
-
- private:
-  std::vector<std::unordered_set<std::string>> keys_;  // of the objects around the parser, outermost first
-};
-
-}  // namespace
 
 std::string describe(const Json& value) {
   switch (value.type()) {
@@ -60,21 +34,10 @@ Result<JsonObject> JsonObject::open(const std::string& path) {
 }
 
 Result<JsonObject> JsonObject::parse(const std::string& text, const std::string& path) {
-  // The parser takes a null byte for the end of its input.
-  if (const size_t null = text.find('\0'); null != std::string::npos)
-    return Status::error(fmt::format("{}: found a null byte at offset {}, expected JSON", path, null));
+  Result<Json> root = parse_json(text);
+  if (!root.ok()) return root.status().with_prefix(path + ": ");
   JsonObject out;
-  RepeatedKey repeated;
-  try {
-    out.root_ = std::make_shared<const Json>(Json::parse(text, std::ref(repeated)));
-  } catch (const Json::parse_error& error) {
-    return Status::error(fmt::format("{}: not JSON near offset {}", path, error.byte));
-  } catch (const Json::out_of_range&) {
-    return Status::error(
-        fmt::format("{}: found a number beyond 1e308, expected numbers that a double holds", path));
-  }
-  if (!repeated.name.empty())
-    return Status::error(fmt::format("{}: key '{}' stands twice", path, printable(repeated.name)));
+  out.root_ = std::make_shared<const Json>(std::move(root.value()));
   if (!out.root_->is_object())
     return Status::error(fmt::format("{}: found {}, expected an object", path, describe(*out.root_)));
   out.path_ = std::make_shared<const std::string>(path);
@@ -144,7 +107,7 @@ Result<JsonObject> JsonObject::object_in(const Json& value, const std::string& n
   if (!value.is_object()) return wrong(name, value, "an object");
   JsonObject out = *this;
   out.value_ = &value;
-  out.prefix_ = prefix_ + name + ".";
+  out.prefix_ = prefix_ + printable(name) + ".";
   return out;
 }
 

@@ -1,7 +1,6 @@
 // JSON files whose errors name the file and the key.
 //
-// Read strictly: UTF-8, one value, and no key twice in an object, of which JSON parsers keep one at their own
-// choice (RFC 8259, section 4).
+// Read strictly (engine/strict_json.h).
 #pragma once
 
 #include <concepts>

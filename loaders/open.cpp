@@ -4,9 +4,8 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
-#include "engine/file.h"
+#include "loaders/json.h"
 #include "loaders/model_loader.h"
 
 namespace kvfold {
@@ -17,27 +16,39 @@ std::filesystem::path weights_folder() {
   return folder != nullptr ? folder : KVFOLD_SOURCE_DIR "/weights/cache";
 }
 
+struct TableEntry {
+  std::string name;
+  std::vector<std::string> aliases;
+};
+
 // The entries of the table of models.
-Result<nlohmann::json> read_table() {
-  const std::string path = KVFOLD_SOURCE_DIR "/weights/models.json";
-  KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
-  const nlohmann::json table = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  const auto models = table.is_object() ? table.find("models") : table.end();
-  if (models == table.end() || !models->is_array())
-    return Status::error(path + ": expected {\"models\": [...]}");
-  return *models;
+Result<std::vector<TableEntry>> read_table() {
+  KVFOLD_ASSIGN_OR_RETURN(const JsonObject table, JsonObject::open(KVFOLD_SOURCE_DIR "/weights/models.json"));
+  KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json* models, table.array("models"));
+  std::vector<TableEntry> out;
+  for (const nlohmann::json& model : *models) {
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject entry,
+                            table.object_in(model, fmt::format("models[{}]", out.size())));
+    KVFOLD_ASSIGN_OR_RETURN(const std::string_view name, entry.string("name"));
+    KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json* aliases, entry.array("aliases"));
+    out.push_back({std::string(name), {}});
+    for (const nlohmann::json& alias : *aliases) {
+      if (!alias.is_string()) return entry.wrong("aliases", alias, "names");
+      out.back().aliases.push_back(alias.get<std::string>());
+    }
+  }
+  return out;
 }
 
 // The table's name for `model`, which may be an alias; "" when unknown, with every known name in `known`.
 Result<std::string> find_in_table(const std::string& model, std::string& known) {
-  KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json table, read_table());
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<TableEntry> table, read_table());
   std::string found;
-  for (const nlohmann::json& entry : table) {
-    const std::string name = entry.value("name", "");
-    known += (known.empty() ? "" : ", ") + name;
-    if (name == model) found = name;
-    for (const nlohmann::json& alias : entry.value("aliases", nlohmann::json::array()))
-      if (alias == model) found = name;
+  for (const TableEntry& entry : table) {
+    known += (known.empty() ? "" : ", ") + entry.name;
+    if (entry.name == model) found = entry.name;
+    for (const std::string& alias : entry.aliases)
+      if (alias == model) found = entry.name;
   }
   return found;
 }
@@ -63,9 +74,9 @@ Result<std::string> resolve_model(const std::string& model) {
 }
 
 Result<std::string> find_fetched_model(const std::string& fingerprint) {
-  KVFOLD_ASSIGN_OR_RETURN(const nlohmann::json table, read_table());
-  for (const nlohmann::json& entry : table) {
-    const std::string path = (weights_folder() / (entry.value("name", "") + ".gguf")).string();
+  KVFOLD_ASSIGN_OR_RETURN(const std::vector<TableEntry> table, read_table());
+  for (const TableEntry& entry : table) {
+    const std::string path = (weights_folder() / (entry.name + ".gguf")).string();
     std::error_code error;
     if (!std::filesystem::exists(path, error)) continue;
     const Result<ModelSource> source = load_model_source(path);

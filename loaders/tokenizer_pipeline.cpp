@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -210,7 +212,7 @@ class PipelineReader {
       return {};
     }
     return json_.wrong(
-        "pre_tokenizer", types.empty() ? "none" : types,
+        "pre_tokenizer", types.empty() ? "none" : printable(types),
         "the steps of SmolLM (Digits, ByteLevel), GPT-2 (ByteLevel), Qwen 2 or Llama 3 (Split, "
         "ByteLevel)");
   }

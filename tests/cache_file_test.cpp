@@ -487,6 +487,8 @@ const Lie kRows[] = {
     metadata_lie("token_a_fraction", "tokens", seventy("1.5"), {"element 69: found '1.5'"}),
     metadata_lie("token_a_list", "tokens", seventy("[1]"), {"element 69: found '[1]'"}),
     metadata_lie("token_infinite", "tokens", seventy("1e999"), {"expected JSON"}),
+    metadata_lie("rows_and_more", "rows", std::string("70\0x", 4), {"found '70?x'", "null byte at offset 2"}),
+    metadata_lie("slots_twice", "slots", R"({"0.0": [1], "0.0": [2]})", {"key '0.0' stands twice"}),
     metadata_lie("tokens_deep", "tokens", std::string(1 << 17, '['), {"expected JSON"}),
     metadata_lie("one_position_more", "positions", list_of(71, "1"), {"found 71 elements, expected 70"}),
     metadata_lie("position_too_high", "positions", seventy("1073741825"), {"element 69: found '1073741825'"}),

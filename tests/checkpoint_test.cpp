@@ -148,7 +148,7 @@ const Broken kConfigs[] = {
      [](const Copy& c) {
        c.write(kConfig, "{\"a\": " + std::string(100000, '[') + std::string(100000, ']') + "}");
      },
-     {"model_type"}},
+     {"level 65 at offset 69", "at most 64"}},
     config("no_type", "model_type", nullptr, {"none", "string"}),
     config("other_type", "model_type", "gpt_neox", {"gpt_neox", "llama", "qwen3"}),
     config("control_characters", "model_type", "a\nb\x1b[31m", {}),

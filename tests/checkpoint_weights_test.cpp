@@ -191,11 +191,19 @@ TEST(CheckpointWeights, TiedByWhatThereIs) {
 
 TEST(CheckpointWeights, IndexNamesNoFile) {
   const Copy copy("llama-9-3-tied");
-  copy.edit("model.safetensors.index.json", [](Json& json) { json["weight_map"]["model.norm.weight"] = ""; });
-  EXPECT_EQ(load_checkpoint(copy.path()).status().message(),
-            copy.path() +
-                "/model.safetensors.index.json: key 'weight_map.model.norm.weight': found the string '', "
-                "expected the name of a file in the same folder");
+  const std::string whole = "model-00001-of-00004.safetensors";
+  const std::pair<std::string, std::string> names[] = {
+      {"", ""},
+      {whole + '\0' + "x", whole + "?x"},  // which the system takes for the whole
+      {std::string(256, 'x'), std::string(80, 'x') + "..."}};
+  for (const auto& entry : names) {
+    copy.edit("model.safetensors.index.json",
+              [&](Json& json) { json["weight_map"]["model.norm.weight"] = entry.first; });
+    EXPECT_EQ(load_checkpoint(copy.path()).status().message(),
+              copy.path() +
+                  "/model.safetensors.index.json: key 'weight_map.model.norm.weight': found the string '" +
+                  entry.second + "', expected the name of a file in the same folder");
+  }
 }
 
 // With a tokenizer.model in place of tokenizer.json.

@@ -32,6 +32,30 @@ TEST(Json, RepeatedKeysAreRefused) {
   EXPECT_EQ(refusal(R"({"a": {"b": 1}, "c": {"b": 1}, "b": {"a": [{"b": 1}, {"b": 1}]}})"), "");
 }
 
+// Each level takes much memory for its one byte; none of the files goes that deep.
+TEST(Json, DeepOnesAreRefused) {
+  const auto nested = [](int levels) { return std::string(levels, '[') + std::string(levels, ']'); };
+  EXPECT_EQ(refusal(nested(64)), "f.json: found an array of 1, expected an object");
+  EXPECT_EQ(refusal(nested(65)), "f.json: found level 65 at offset 64, expected at most 64");
+  EXPECT_EQ(refusal(std::string(1 << 20, '[')), "f.json: found level 65 at offset 64, expected at most 64");
+  EXPECT_EQ(refusal("{\"" + std::string(100, '[') + "\\\"[\": 1}"), "") << "brackets in a string are text";
+}
+
+// Whatever stands in a file, a message is one short printable line.
+TEST(Json, KeysAreShownPrintably) {
+  const Result<JsonObject> made = JsonObject::parse(
+      "{\"\\u001b\\n\": {\"\x7F\": 1}, \"" + std::string(1000, 'k') + "\": {\"a\": 1}}", "f.json");
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  const Result<JsonObject> inner = made->object("\x1B\n");
+  ASSERT_TRUE(inner.ok());
+  EXPECT_EQ(inner->string("\x7F").status().message(),
+            "f.json: key '??.?': found the number 1, expected a string");
+  const Result<JsonObject> wide = made->object(std::string(1000, 'k'));
+  ASSERT_TRUE(wide.ok());
+  EXPECT_EQ(wide->string("a").status().message(),
+            "f.json: key '" + std::string(80, 'k') + "....a': found the number 1, expected a string");
+}
+
 TEST(Json, ValuesByType) {
   const Result<JsonObject> made = JsonObject::parse(
       R"({"i": -5, "u": 9223372036854775807, "d": 1.5, "t": true, "s": "x", "a": [1], "o": {"i": "y"}, "n": null})",

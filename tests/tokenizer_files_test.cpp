@@ -107,6 +107,14 @@ TEST(TokenizerFiles, AddedTokensThatAreRefused) {
     json["added_tokens"][1] = token;
     EXPECT_EQ(Files(kJson).with(kJson, json).refusal(), "tokenizer.json: key 'added_tokens[1]" + message);
   };
+  // Of a file of n bytes there are no more than n tokens, and room for no more is made.
+  const auto bad_id = [](const Json& id, const std::string& found) {
+    Json json = file();
+    json["added_tokens"][1] = {{"id", id}, {"content", "<x>"}};
+    EXPECT_EQ(Files(kJson).with(kJson, json).refusal(), "tokenizer.json: key 'added_tokens[1].id': found " +
+                                                            found + ", expected an id below " +
+                                                            std::to_string(json.dump().size()));
+  };
   refused(5, "': found the number 5, expected an object");
   refused({{"id", 6}}, ".content': found none, expected a string");
   refused({{"id", 6}, {"content", ""}}, ".content': found an empty string, expected a token's text");
@@ -120,9 +128,8 @@ TEST(TokenizerFiles, AddedTokensThatAreRefused) {
     refused({{"id", 6}, {"content", "<x>"}, {key, 1}},
             std::string(".") + key + "': found the number 1, expected true or false");
   refused({{"content", "<x>"}}, ".id': found none, expected an integer");
-  refused({{"id", "6"}, {"content", "<x>"}}, ".id': found the string '6', expected an id below 16777216");
-  refused({{"id", 1 << 24}, {"content", "<x>"}},
-          ".id': found the number 16777216, expected an id below 16777216");
+  bad_id("6", "the string '6'");
+  bad_id(1 << 23, "the number 8388608");
   refused({{"id", 2}, {"content", "<x>"}}, ".id': found id 2, expected another, as that is 'a'");
   Json json = file();
   json["added_tokens"] = "none";
@@ -171,7 +178,9 @@ TEST(TokenizerFiles, FilesBesideTokenizerModelThatAreRefused) {
     EXPECT_EQ(Files(kBinary).with(name, text).refusal(), name + ": " + message);
   };
   refused(kAdded, "[]", "found an array of 0, expected an object");
-  refused(kAdded, R"({"<x>": -1})", "key '<x>': found the number -1, expected an id below 16777216");
+  // As many ids as the file has bytes, behind the model's four.
+  refused(kAdded, R"({"<x>": -1})", "key '<x>': found the number -1, expected an id below 15");
+  refused(kAdded, R"({"<x>": 99})", "key '<x>': found the number 99, expected an id below 15");
   refused(kAdded, R"({"<x>": 3})", "key '<x>': found id 3, expected another, as that is 'a'");
   refused(kConfig, "{", "not JSON near offset 2");
   refused(kConfig, R"({"legacy": 1})", "key 'legacy': found the number 1, expected true or false");
@@ -185,8 +194,10 @@ TEST(TokenizerFiles, FilesBesideTokenizerModelThatAreRefused) {
           ".7.special': found the number 1, expected true or false");
   decoder(R"("7": {})", ".7.content': found none, expected a string");
   decoder(R"("7": {"content": "<x>", "rstrip": true})", ".7.rstrip': found true for '<x>', expected false");
-  decoder(R"("x": {"content": "<x>"})", ".x': found the string 'x', expected an id below 16777216");
-  decoder(R"("1.5": {"content": "<x>"})", ".1.5': found the number 1.5, expected an id below 16777216");
+  decoder(R"("x": {"content": "<x>"})", ".x': found the string 'x', expected an id below 55");
+  decoder(R"("1.5": {"content": "<x>"})", ".1.5': found the string '1.5', expected an id below 57");
+  decoder(R"("7\u0000x": {"content": "<x>"})", ".7?x': found the string '7?x', expected an id below 62");
+  decoder(R"("\u001b[31m": {"content": 5})", ".?[31m.content': found the number 5, expected a string");
 }
 
 TEST(TokenizerFiles, NamedTokens) {

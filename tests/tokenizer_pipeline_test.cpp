@@ -143,6 +143,14 @@ void expect_refused(const std::vector<Refused>& cases) {
   }
 }
 
+TEST(TokenizerPipeline, NamesOfStepsAreShownPrintably) {
+  expect_refused(
+      {{byte_level({{"pre_tokenizer", {{"type", std::string("\0\x1B\n", 3) + std::string(100, 'x')}}}}),
+        "key 'pre_tokenizer': found ???" + std::string(77, 'x') +
+            "..., expected the steps of SmolLM (Digits, ByteLevel), GPT-2 (ByteLevel), Qwen 2 or "
+            "Llama 3 (Split, ByteLevel)"}});
+}
+
 TEST(TokenizerPipeline, OtherModelsAreRefused) {
   const auto model = [](const Json& changes) { return byte_level({{"model", changes}}); };
   expect_refused({

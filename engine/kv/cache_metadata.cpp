@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "engine/printable.h"
+#include "engine/strict_json.h"
 
 namespace kvfold {
 namespace {
@@ -16,22 +17,8 @@ using nlohmann::json;
 
 const char* part_name(Part part) { return part == Part::kKey ? "k" : "v"; }
 
-// The deepest JSON text of a cache file is a list of lists: deeper ones are refused before memory is spent on
-// them.
-bool is_shallow(std::string_view text) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string && c == '\\') ++i;
-    if (c == '"') in_string = !in_string;
-    if (in_string) continue;
-    if (c == '[' || c == '{') ++depth;
-    if (c == ']' || c == '}') --depth;
-    if (depth > 2) return false;
-  }
-  return true;
-}
+// The deepest JSON text of a cache file is a list of lists.
+constexpr int kMostLevels = 2;
 
 }  // namespace
 
@@ -104,9 +91,10 @@ Result<std::string> MetadataReader::text(const std::string& key) const {
 
 Result<json> MetadataReader::parsed(const std::string& key) const {
   KVFOLD_ASSIGN_OR_RETURN(const std::string value, text(key));
-  json out = is_shallow(value) ? json::parse(value, nullptr, false) : json(json::value_t::discarded);
-  if (out.is_discarded())
-    return fail(fmt::format("metadata '{}': found '{}', expected JSON", key, printable(value)));
+  Result<json> out = parse_json(value, kMostLevels);
+  if (!out.ok())
+    return fail(fmt::format("metadata '{}': found '{}', expected JSON: {}", key, printable(value),
+                            out.status().message()));
   return out;
 }
 

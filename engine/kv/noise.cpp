@@ -7,6 +7,7 @@
 
 #include "engine/kv/lane_matrix.h"
 #include "engine/kv/ops.h"
+#include "engine/printable.h"
 #include "engine/random.h"
 
 namespace kvfold {
@@ -111,7 +112,7 @@ Result<NoiseKind> parse_noise_kind(std::string_view text) {
   for (const auto& [name, kind] : kNames)
     if (name == text) return kind;
   return Status::error(
-      fmt::format("noise '{}': expected unit, matched, channel, permuted, zero or mean", text));
+      fmt::format("noise '{}': expected unit, matched, channel, permuted, zero or mean", printable(text)));
 }
 
 Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {

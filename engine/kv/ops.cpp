@@ -6,6 +6,8 @@
 #include <array>
 #include <charconv>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -153,7 +155,8 @@ Result<InsertPositions> InsertPositions::parse(std::string_view text) {
     if (whole && (word == "from" || value >= 0) && std::abs(static_cast<int64_t>(value)) <= kMostPosition)
       return InsertPositions{word == "gap" ? Kind::kGap : Kind::kFrom, value};
   }
-  return Status::error(fmt::format("positions '{}': expected follow, keep, overlap, gap:N or from:N", text));
+  return Status::error(
+      fmt::format("positions '{}': expected follow, keep, overlap, gap:N or from:N", printable(text)));
 }
 
 Result<KvSlice> extract(const KvCache& cache, const Selection& selection) {

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <optional>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -40,7 +42,7 @@ Status parse_parts(std::string_view text, Selection& selection) {
   selection.keys = text == "k" || text == "kv" || text == "*";
   selection.values = text == "v" || text == "kv" || text == "*";
   if (selection.keys || selection.values) return {};
-  return Status::error(fmt::format("selection: parts={}: expected k, v or kv", text));
+  return Status::error(fmt::format("selection: parts={}: expected k, v or kv", printable(text)));
 }
 
 }  // namespace
@@ -48,8 +50,8 @@ Status parse_parts(std::string_view text, Selection& selection) {
 Result<std::vector<int>> parse_ranges(std::string_view text, std::string_view what, int count) {
   if (text == "*") return iota(count);
   const auto refuse = [&](std::string_view range, std::string_view why) {
-    return Status::error(
-        fmt::format("selection: {}={}: '{}' {}; {}", what, text, range, why, what_exists(count)));
+    return Status::error(fmt::format("selection: {}={}: '{}' {}; {}", what, printable(text), printable(range),
+                                     why, what_exists(count)));
   };
   std::vector<int> out;
   std::string_view rest = text;
@@ -85,10 +87,11 @@ Result<Selection> Selection::parse(std::string_view text, const CacheShape& shap
     std::string_view value = word;
     const std::string_view key = take(value, '=');
     if (key.size() == word.size()) {
-      return Status::error(fmt::format("selection: '{}': expected layers=, heads=, parts= or rows=", word));
+      return Status::error(
+          fmt::format("selection: '{}': expected layers=, heads=, parts= or rows=", printable(word)));
     }
     if (seen.find(fmt::format(" {} ", key)) != std::string::npos)
-      return Status::error(fmt::format("selection: {}= is given twice", key));
+      return Status::error(fmt::format("selection: {}= is given twice", printable(key)));
     seen += fmt::format(" {} ", key);
     if (key == "layers") {
       KVFOLD_ASSIGN_OR_RETURN(selection.layers, parse_ranges(value, key, shape.layers));
@@ -100,7 +103,7 @@ Result<Selection> Selection::parse(std::string_view text, const CacheShape& shap
       KVFOLD_RETURN_IF_ERROR(parse_parts(value, selection));
     } else {
       return Status::error(
-          fmt::format("selection: unknown word '{}'; known are layers, heads, parts, rows", key));
+          fmt::format("selection: unknown word '{}'; known are layers, heads, parts, rows", printable(key)));
     }
   }
   return selection;
