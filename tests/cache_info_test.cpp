@@ -61,7 +61,8 @@ TEST(CacheInfo, ThatContradictsIsRefused) {
                           std::string(base) == "1e39" ? "1e+39" : base));
   for (const char* factors : {"{}", "3", "[1]", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,0]"})
     EXPECT_EQ(line("rope_factors", factors), "metadata 'rope_factors': expected 24 finite numbers above 0");
-  EXPECT_EQ(line("rope_factors", "one"), "metadata 'rope_factors': found 'one', expected JSON");
+  EXPECT_EQ(line("rope_factors", "one"),
+            "metadata 'rope_factors': found 'one', expected JSON: not JSON near offset 1");
   EXPECT_EQ(line("rotary_dim", "49"), "metadata 'rotary_dim': found '49', expected an integer in [0, 48]");
   EXPECT_EQ(line("rope_pairing", "x"),
             "metadata 'rope_pairing': found 'x', expected one of interleaved, half-split");

@@ -232,7 +232,7 @@ TEST_F(Exchange, MetadataThatContradictsIsRefused) {
             "metadata 'rope_base': found '10000', expected 100, as the model has it");
   EXPECT_EQ(with("rope_base", "\"100\""),
             "metadata 'rope_base': found '\"100\"', expected 100, as the model has it");
-  EXPECT_EQ(with("rope_base", "x"), "metadata 'rope_base': found 'x', expected JSON");
+  EXPECT_EQ(with("rope_base", "x"), "metadata 'rope_base': found 'x', expected JSON: not JSON near offset 1");
   EXPECT_EQ(with("rotary_dim", "6"), "metadata 'rotary_dim': found '6', expected 4, as the model has it");
   EXPECT_EQ(with("rope_base", "100.00000000001"), "no error");
   // Keys that were not turned may be of any angles.
