@@ -37,12 +37,15 @@ class Cli : public ::testing::Test {
     return nlohmann::json::parse(ran.out);
   }
   nlohmann::json ids(const std::string& arguments) const { return json(arguments).at("ids"); }
-  // Exit 2, nothing on stdout, one line on stderr that says `what`.
+  // Exit 2, nothing on stdout, one short line of printable ASCII on stderr that says `what`.
   void expect_refused(const std::string& arguments, const std::string& what) const {
     const Ran ran = kvfold(arguments);
     EXPECT_EQ(ran.status, 2) << arguments << "\n" << ran.err;
     EXPECT_EQ(ran.out, "") << arguments;
     EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    EXPECT_TRUE(std::all_of(ran.err.begin(), ran.err.end() - 1, [](char c) { return c >= ' ' && c < 127; }))
+        << ran.err;
+    EXPECT_LT(ran.err.size(), 600U) << ran.err;
     EXPECT_NE(ran.err.find(what), std::string::npos) << arguments << "\n" << ran.err;
   }
 

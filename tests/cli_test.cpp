@@ -1,4 +1,6 @@
 // The programs as a user meets them: exit status, one line of error, JSON, and files with the right bytes.
+#include <sys/stat.h>
+
 #include <cmath>
 #include <cstdlib>
 
@@ -23,6 +25,65 @@ TEST_F(Cli, BadArgumentsAreOneLineAndExitTwo) {
   expect_refused("generate tiny.gguf --prompt ''", "");
   expect_refused("logits tiny.gguf --text a --out absent/x.npy", "absent");
   expect_refused("cache run tiny.gguf absent.safetensors --text ab", "absent.safetensors");
+}
+
+// Whatever an argument holds, a message shows of it what can be printed, and no more of it than can be read.
+TEST_F(Cli, ForeignTextIsShownInOneShortPrintableLine) {
+  const std::string hostile = "\"$(printf '\\033[31m\\007\\377\\302\\233\\177')\"";
+  const std::string huge = "\"$(printf '%0100000d' 0 | tr 0 x)\"";
+  ASSERT_EQ(kvfold("cache save tiny.gguf --text abc --out c.safetensors").status, 0);
+  for (const std::string& text : {hostile, huge})
+    for (const char* command :
+         {"", "info tiny.gguf --frobnicate=", "generate tiny.gguf --prompt a --threads ",
+          "generate tiny.gguf --prompt a --temp ", "generate tiny.gguf --prompt a --cache-type ",
+          "generate tiny.gguf --prompt a --backend ", "generate tiny.gguf --prompt a --quantize ",
+          "cache run tiny.gguf c.safetensors --text a --insert ",
+          "cache run tiny.gguf c.safetensors --text a --positions ",
+          "cache noise c.safetensors --out d --kind ", "cache keep c.safetensors --out d --select ",
+          "cache keep c.safetensors --out d --select rows=",
+          "cache keep c.safetensors --out d --select parts=",
+          "cache extract c.safetensors --out d --fill none ",
+          "cache set-positions c.safetensors --out d --positions ",
+          "attention tiny.gguf c.safetensors --text a --out d --layers "})
+      expect_refused(command + text, "");
+  expect_refused("info " + hostile, "kvfold: ?[31m???");
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("d")));
+  // A path may be as long as the system lets it be, and stands as it is.
+  const Ran path = kvfold("info '\xC3\xA9/'" + huge);
+  EXPECT_TRUE(path.err.starts_with("kvfold: \xC3\xA9/xxx")) << path.err;
+  EXPECT_LT(path.err.size(), 5000U);
+}
+
+TEST_F(Cli, ModelsNamesDoNotReachTheTerminalAsTheyAre) {
+  folder_.write("named.gguf", tiny_model().string("general.name", "a\x1B[31m\xC2\x9B\x7F\nb").build());
+  const Ran ran = kvfold("info named.gguf");
+  EXPECT_NE(ran.out.find("a?[31m??\\nb\n"), std::string::npos) << ran.out;
+  ASSERT_EQ(kvfold("cache save named.gguf --text abc --out c.safetensors").status, 0);
+  for (const char* command : {"cache info c.safetensors", "inspect c.safetensors"})
+    EXPECT_NE(kvfold(command).out.find("a?[31m??\\nb"), std::string::npos) << command;
+}
+
+// Of two models that are opened, which one it is about.
+TEST_F(Cli, RefusedTokenizersNameTheFile) {
+  folder_.write("merges.gguf", tiny_model().strings("tokenizer.ggml.merges", {"a none"}).build());
+  const std::string what = "kvfold: merges.gguf: tokenizer.ggml.merges: merge 0";
+  expect_refused("tokenize merges.gguf --text a", what);
+  expect_refused("generate merges.gguf --prompt a", what);
+  folder_.write("chat.gguf", tiny_model().string("tokenizer.chat_template", "{{ x }}").build());
+  expect_refused("generate chat.gguf --chat --prompt a", "kvfold: chat.gguf: tokenizer.chat_template");
+}
+
+TEST_F(Cli, LinesOfTextsEndWhereTheirJsonEnds) {
+  folder_.write("lines", std::string("\"a\"\n\"a\"\0b\n", 10));
+  const Ran ran = kvfold("tokenize tiny.gguf --lines lines");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_EQ(ran.err, "kvfold: lines: line 2: found '\"a\"?b', expected a JSON string\n");
+}
+
+// What is no file is refused, and not waited for.
+TEST_F(Cli, APipeThatNobodyWritesToIsRefused) {
+  ASSERT_EQ(mkfifo(folder_.file("pipe").c_str(), 0666), 0);
+  expect_refused("info pipe", "expected a regular file");
 }
 
 TEST_F(Cli, DamagedModelsAreOneLineAndExitTwo) {

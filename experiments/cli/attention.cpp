@@ -8,6 +8,7 @@
 #include "engine/attention_weights.h"
 #include "engine/file.h"
 #include "engine/kv/cache_file.h"
+#include "engine/printable.h"
 #include "experiments/cli/common.h"
 #include "experiments/cli/npy.h"
 
@@ -50,7 +51,7 @@ std::vector<Group> group_rows(const KvCache& cache, int text_begin, const Attent
 
 void print_table(const AttentionWeights& weights, const std::vector<Group>& groups) {
   fmt::print("share of the attention of the text's {} tokens, mean over heads:\nlayer", weights.queries);
-  for (const Group& group : groups) fmt::print("  {:>10}", group.name);
+  for (const Group& group : groups) fmt::print("  {:>10}", one_line(group.name));
   for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
     fmt::print("\n{:>5}", weights.layers[layer]);
     for (const Group& group : groups)

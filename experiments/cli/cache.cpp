@@ -9,6 +9,7 @@
 #include "engine/file.h"
 #include "engine/kv/cache_file.h"
 #include "engine/kv/ops.h"
+#include "engine/printable.h"
 #include "experiments/cli/cache_files.h"
 #include "experiments/cli/npy.h"
 
@@ -67,8 +68,8 @@ Result<int> insertion_slot(const std::string& where, int tokens) {
   int slot = -1;
   const auto [end, error] = std::from_chars(where.data(), where.data() + where.size(), slot);
   if (error != std::errc() || end != where.data() + where.size() || slot < 0 || slot >= tokens)
-    return Status::error(
-        fmt::format("--insert {}: expected start, middle, end or a slot in 0-{}", where, tokens - 1));
+    return Status::error(fmt::format("--insert {}: expected start, middle, end or a slot in 0-{}",
+                                     printable(where), tokens - 1));
   return slot;
 }
 

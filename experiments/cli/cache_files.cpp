@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "engine/printable.h"
+
 namespace kvfold::cli {
 namespace {
 
@@ -98,8 +100,8 @@ Result<KvSlice> SliceOptions::take(const KvCache& cache, const CacheModelInfo& m
   }
   std::error_code error;
   if (!std::filesystem::exists(fill, error))
-    return Status::error(
-        fmt::format("--fill {}: expected zero, noise, mean, unit, channel, permuted or a cache file", fill));
+    return Status::error(fmt::format(
+        "--fill {}: expected zero, noise, mean, unit, channel, permuted or a cache file", printable(fill)));
   KVFOLD_ASSIGN_OR_RETURN(const KvCache other, load_cache(fill, model, cache.shape(), cache.pool()));
   if (other.size() != slice.size())
     return Status::error(fmt::format("--fill {}: found {} rows, expected {}, as many as are selected", fill,

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "engine/kv/statistics.h"
+#include "engine/printable.h"
 #include "experiments/cli/cache_files.h"
 
 namespace kvfold::cli {
@@ -79,13 +80,14 @@ Status run_info(const std::string& path, bool json) {
   int least = cache.size();
   for (int lane = 0; lane < cache.shape().lanes(); ++lane)
     least = std::min(least, cache.lanes().table(Part::kKey, lane).rows());
-  fmt::print("model      {} ({}, {})\n", in.model.name, in.model.architecture, in.model.fingerprint);
+  fmt::print("model      {} ({}, {})\n", one_line(in.model.name), one_line(in.model.architecture),
+             one_line(in.model.fingerprint));
   fmt::print("shape      {} layers x {} KV heads x {}, {}\n", cache.shape().layers, cache.shape().kv_heads,
              cache.shape().head_dim, cache_type_name(cache.type()));
   fmt::print("rows       {}{}\n", cache.size(),
              least == cache.size() ? "" : fmt::format(", of which lanes hold {} or more", least));
   fmt::print("positions  {}; next {}\n", position_runs(cache.rows().positions), cache.next_position());
-  fmt::print("origin     {}\n", origin_summary(cache.rows()));
+  fmt::print("origin     {}\n", one_line(origin_summary(cache.rows())));
   fmt::print("pages      {} of {} bytes\n", in.pool->pages_held(), in.pool->page_bytes());
   return {};
 }

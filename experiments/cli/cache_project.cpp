@@ -28,7 +28,7 @@ Status check_model(const std::string& what, const std::string& fingerprint, cons
                    const std::string& projector, const char* role, const ProjectorModel& wanted) {
   if (fingerprint == wanted.fingerprint && shape == wanted.shape) return {};
   return Status::error(fmt::format("{}: of the model {} ({}), but the {} of the projector {} is {} ({}, {})",
-                                   what, fingerprint, shape_text(shape), role, projector,
+                                   what, printable(fingerprint), shape_text(shape), role, projector,
                                    printable(wanted.fingerprint), printable(wanted.name),
                                    shape_text(wanted.shape)));
 }
@@ -46,7 +46,9 @@ Result<Opened> open_model(const std::string& model) {
   Opened out;
   out.model = cache_model_info(source);
   out.shape = {source.config.layers, source.config.kv_heads, source.config.head_dim};
-  KVFOLD_ASSIGN_OR_RETURN(out.tokenizer, Tokenizer::create(source.vocabulary, source.storage));
+  const auto tokenizer = Tokenizer::create(source.vocabulary, source.storage);
+  if (!tokenizer.ok()) return tokenizer.status().with_prefix(path + ": ");
+  out.tokenizer = *tokenizer;
   return out;
 }
 

@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "engine/printable.h"
 #include "experiments/cli/cache_files.h"
 
 namespace kvfold::cli {
@@ -35,8 +36,8 @@ Result<KvCache> run_insert(const InsertOptions& options, const OpenCaches& in) {
     const char* end = options.at.data() + options.at.size();
     const auto [last, error] = std::from_chars(options.at.data(), end, at);
     if (error != std::errc() || last != end || at < 0 || at > rows)
-      return Status::error(
-          fmt::format("{}: --at {}: expected start, end or a slot in 0-{}", in.paths[0], options.at, rows));
+      return Status::error(fmt::format("{}: --at {}: expected start, end or a slot in 0-{}", in.paths[0],
+                                       printable(options.at), rows));
   }
   KVFOLD_ASSIGN_OR_RETURN(const InsertPositions positions, InsertPositions::parse(options.positions));
   KVFOLD_ASSIGN_OR_RETURN(const KvSlice slice, options.slice.take(in.caches[1], in.model, in.paths[1]));
@@ -114,7 +115,7 @@ Result<std::vector<int32_t>> parse_positions(const std::string& text, int rows) 
   const char* at = text.data();
   const char* const end = at + text.size();
   const auto refuse = [&](const std::string& why) {
-    return Status::error(fmt::format("--positions {}: {}", text, why));
+    return Status::error(fmt::format("--positions {}: {}", printable(text), why));
   };
   const auto number = [&](int32_t& value) {
     const auto [next, error] = std::from_chars(at, end, value);

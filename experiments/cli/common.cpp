@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 
 #include "engine/file.h"
+#include "engine/printable.h"
+#include "experiments/say.h"
 
 namespace kvfold::cli {
 
@@ -37,7 +39,7 @@ Result<std::unique_ptr<Session>> ModelOptions::open() const {
   options.cpu.precision = exact ? Precision::kExact : Precision::kInt8;
   options.session.chunk = chunk;
   options.backend = backend;
-  options.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+  options.notice = [](const std::string& line) { say(line); };
   KVFOLD_ASSIGN_OR_RETURN(options.prefill, parse_prefill(prefill));
   KVFOLD_ASSIGN_OR_RETURN(options.quantization, Quantization::parse(quantize));
   KVFOLD_ASSIGN_OR_RETURN(options.session.cache_type, parse_cache_type(cache_type));
@@ -60,7 +62,7 @@ CLI::Validator number_in(double low, double high) {
   const auto check = [low, high](const std::string& text) {
     double value = 0;
     if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return std::string();
-    return fmt::format("'{}' is not a number in [{}, {}]", text, low, high);
+    return fmt::format("'{}' is not a number in [{}, {}]", printable(text), low, high);
   };
   return CLI::Validator(check, fmt::format("NUMBER in [{}, {}]", low, high));
 }
@@ -101,7 +103,7 @@ Result<CacheType> parse_cache_type(const std::string& text) {
   if (text == "f16") return CacheType::kF16;
   if (text == "f32") return CacheType::kF32;
   if (text == "q8") return CacheType::kQ8;
-  return Status::error(fmt::format("cache type '{}': expected f16, f32 or q8", text));
+  return Status::error(fmt::format("cache type '{}': expected f16, f32 or q8", printable(text)));
 }
 
 }  // namespace kvfold::cli

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "engine/gpu_memory.h"
+#include "engine/printable.h"
 #include "engine/tokenizer/chat.h"
 #include "experiments/cli/common.h"
 #include "kernels/cpu/cpu.h"
@@ -129,7 +130,7 @@ Action add_info(CLI::App& app) {
     for (const auto& [key, value] : description.items()) {
       fmt::print("{:<24}{}\n", key,
                  value.is_string()
-                     ? value.get<std::string>()
+                     ? one_line(value.get<std::string>())
                      : value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
     }
     return {};

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "engine/attention_weights.h"
+#include "engine/printable.h"
 #include "experiments/cli/cache_files.h"
 #include "experiments/cli/common.h"
 #include "loaders/model_loader.h"
@@ -55,14 +56,6 @@ std::vector<std::string> token_texts(const Tokenizer& tokenizer, const std::vect
   return out;
 }
 
-// Text on one line of a table: no control characters.
-std::string one_line(const std::string& text) {
-  std::string out;
-  for (const char c : text)
-    out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : static_cast<uint8_t>(c) < ' ' ? "?" : std::string(1, c);
-  return out;
-}
-
 // ---- opening ----
 
 Result<Inspected> open(const std::string& path) {
@@ -84,10 +77,11 @@ Status add_texts(const std::string& model, Inspected& in) {
   KVFOLD_ASSIGN_OR_RETURN(const ModelSource source, load_model_source(path));
   if (source.fingerprint != in.model.fingerprint)
     return Status::error(fmt::format("{}: the cache is of another model: found '{}' ({}), expected {} ({})",
-                                     in.path, in.model.name, in.model.fingerprint, path, source.fingerprint));
-  KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const Tokenizer> tokenizer,
-                          Tokenizer::create(source.vocabulary, source.storage));
-  in.texts = token_texts(*tokenizer, in.cache.rows().tokens);
+                                     in.path, printable(in.model.name), printable(in.model.fingerprint), path,
+                                     source.fingerprint));
+  const auto tokenizer = Tokenizer::create(source.vocabulary, source.storage);
+  if (!tokenizer.ok()) return tokenizer.status().with_prefix(path + ": ");
+  in.texts = token_texts(**tokenizer, in.cache.rows().tokens);
   return {};
 }
 
@@ -137,7 +131,7 @@ Status add_attention_of(const Options& options, std::vector<Inspected>& caches) 
     return Status::error(
         fmt::format("--query needs the model that made {}: '{}' ({}) is not in weights/cache; "
                     "name its file with --model",
-                    caches[0].path, caches[0].model.name, caches[0].model.fingerprint));
+                    caches[0].path, printable(caches[0].model.name), printable(caches[0].model.fingerprint)));
   OpenOptions open;
   open.session.cache_type = caches[0].cache.type();
   KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, open_session(model, open));
@@ -160,8 +154,8 @@ std::vector<int32_t> positions_held(const KvCache& cache, int lane) {
 void print_lanes(const Inspected& in) {
   const CacheShape& shape = in.cache.shape();
   fmt::print("{}: {} rows of {} ({}), {} layers x {} KV heads x {}, {}, next position {}\n", in.path,
-             in.cache.size(), one_line(in.model.name), in.model.architecture, shape.layers, shape.kv_heads,
-             shape.head_dim, cache_type_name(in.cache.type()), in.cache.next_position());
+             in.cache.size(), one_line(in.model.name), one_line(in.model.architecture), shape.layers,
+             shape.kv_heads, shape.head_dim, cache_type_name(in.cache.type()), in.cache.next_position());
   fmt::print(
       "layer head   rows | K norm   least largest exp(H)  90% | V norm   least largest exp(H)  90% | "
       "positions\n");

@@ -9,20 +9,10 @@
 #include "experiments/cli/cache_files.h"
 #include "experiments/cli/common.h"
 #include "experiments/last_words.h"
+#include "experiments/say.h"
 
 namespace kvfold::cli {
 namespace {
-
-constexpr int kBadInput = 2;
-
-int fail(std::string message) {
-  // One line, whatever the message holds: a file name may carry a line break.
-  for (char& c : message)
-    if (c == '\n' || c == '\r') c = ' ';
-  std::fputs(("kvfold: " + message + "\n").c_str(),
-             stderr);  // and where nobody can be told, no more is to be done
-  return kBadInput;
-}
 
 struct Command {
   CLI::App* app;
@@ -58,12 +48,12 @@ int run(int argc, char** argv) {
   const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
   const std::vector<CLI::App*> known = app.get_subcommands([](CLI::App*) { return true; });
   if (argc > 1 && argv[1][0] != '-' && std::none_of(known.begin(), known.end(), named))
-    return fail(fmt::format("unknown command '{}': see kvfold --help", argv[1]));
+    return fail(fmt::format("unknown command '{}': see kvfold --help", printable(argv[1])));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
-    return fail(error.what());
+    return fail(error.what(), kMostParserLine);
   }
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
@@ -84,6 +74,6 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return kvfold::fail_for_memory();
   } catch (const std::exception& error) {
-    return kvfold::cli::fail(error.what());
+    return kvfold::fail(error.what());
   }
 }

@@ -9,6 +9,7 @@
 
 #include "engine/file.h"
 #include "engine/printable.h"
+#include "engine/strict_json.h"
 #include "engine/tokenizer/chat.h"
 #include "experiments/cli/common.h"
 #include "loaders/model_loader.h"
@@ -29,9 +30,10 @@ Status generate(const GenerateOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, options.model.open());
   std::string text = options.prompt;
   if (options.chat) {
-    KVFOLD_ASSIGN_OR_RETURN(const ChatTemplate chat, ChatTemplate::from(session->tokenizer().source()));
+    const Result<ChatTemplate> chat = ChatTemplate::from(session->tokenizer().source());
+    if (!chat.ok()) return chat.status().with_prefix(options.model.model + ": ");
     const ChatMessage message{"user", options.prompt};
-    KVFOLD_ASSIGN_OR_RETURN(text, chat.render(std::span(&message, 1), true));
+    KVFOLD_ASSIGN_OR_RETURN(text, chat->render(std::span(&message, 1), true));
   }
   KVFOLD_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, encode(*session, text));
   KvCache cache = session->make_cache();
@@ -121,11 +123,11 @@ Status tokenize_lines(const TokenizeOptions& options, const Tokenizer& tokenizer
     const size_t end = std::min(all.find('\n', begin), all.size());
     const std::string line = all.substr(begin, end - begin);
     begin = end + 1;
-    const nlohmann::json text = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!text.is_string())
+    const Result<nlohmann::json> text = parse_json(line);
+    if (!text.ok() || !text->is_string())
       return Status::error(fmt::format("{}: line {}: found '{}', expected a JSON string", options.lines,
                                        number + 1, printable(line)));
-    fmt::print("{}\n", nlohmann::json(tokenizer.encode(text.get_ref<const std::string&>(), encode)).dump());
+    fmt::print("{}\n", nlohmann::json(tokenizer.encode(text->get_ref<const std::string&>(), encode)).dump());
   }
   return {};
 }
@@ -133,18 +135,18 @@ Status tokenize_lines(const TokenizeOptions& options, const Tokenizer& tokenizer
 Status tokenize(const TokenizeOptions& options) {
   KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(options.model));
   KVFOLD_ASSIGN_OR_RETURN(auto vocabulary, load_vocabulary(path));
-  KVFOLD_ASSIGN_OR_RETURN(const auto tokenizer,
-                          Tokenizer::create(std::move(vocabulary.source), std::move(vocabulary.storage)));
+  const auto tokenizer = Tokenizer::create(std::move(vocabulary.source), std::move(vocabulary.storage));
+  if (!tokenizer.ok()) return tokenizer.status().with_prefix(path + ": ");
   const EncodeOptions encode{!options.no_special, !options.no_bos};
-  if (!options.lines.empty()) return tokenize_lines(options, *tokenizer, encode);
+  if (!options.lines.empty()) return tokenize_lines(options, **tokenizer, encode);
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, options.text.read());
-  const std::vector<TokenId> ids = tokenizer->encode(text, encode);
+  const std::vector<TokenId> ids = (*tokenizer)->encode(text, encode);
   if (options.json) {
     print_json({{"ids", ids}});
     return {};
   }
   for (const TokenId id : ids) {
-    const nlohmann::json piece = tokenizer->token_bytes(id);
+    const nlohmann::json piece = (*tokenizer)->token_bytes(id);
     fmt::print("{:>8}  {}\n", id, piece.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   }
   return {};
