@@ -96,8 +96,9 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
 
-  // Before anything is taken in: what it will take, as a line for the user; "" where memory is not short.
-  // Errors: it would not fit.
+  // Before anything is taken in: what it will take, as a line for the user; "" where memory is not short. A
+  // device's memory may be taken now, for what is taken in next. Errors: it would not fit; the model has
+  // dimensions that the device cannot do.
   virtual Result<std::string> plan(const ModelSource& /*source*/, const MemoryWanted& /*wanted*/) {
     return std::string();
   }

@@ -35,12 +35,15 @@ Result<std::shared_ptr<Backend>> make_backend(const std::string& name, const Bac
     // The executor of the tests is no GPU.
     if (name == "auto" && added_name == "cuda") {
       Result<std::shared_ptr<Backend>> backend = make(options);
-      if (backend.ok()) return backend;
+      if (backend.ok() || options.device >= 0) return backend;
     }
     known += ", " + added_name;
   }
-  if (name == "cpu" || name == "auto") return make_cpu_backend(options.cpu);
-  if (name == "cuda")
+  if (name == "cpu" && options.device >= 0)
+    return Status::error(fmt::format("device {}: the backend 'cpu' is on no GPU", options.device));
+  if (name == "cpu" || (name == "auto" && options.device < 0)) return make_cpu_backend(options.cpu);
+  // For a device `auto` would have been cuda, had it been added.
+  if (name == "cuda" || name == "auto")
     return Status::error(fmt::format(
         "backend 'cuda': not in this program, which was built without nvcc 12 or later; it has: {}, auto",
         known));

@@ -21,14 +21,16 @@ Result<Prefill> parse_prefill(const std::string& text);
 struct BackendOptions {
   CpuOptions cpu;  // its precision is every backend's
   Prefill prefill = Prefill::kTiles;
+  int device = -1;  // number of the GPU; negative: the first that will do
 };
 
 using BackendFactory = std::function<Result<std::shared_ptr<Backend>>(const BackendOptions&)>;
 // Adds a backend to those that make_backend() knows. Object files of GPU backends call it before main().
 bool add_backend(const std::string& name, BackendFactory make);
 
-// `name` is cpu, a name that was added, or auto: a GPU that works where there is one, else the CPU.
-// Errors: an unknown name, with the known ones; what the backend says.
+// `name` is cpu, a name that was added, or auto: a GPU that works where there is one, else the CPU, unless a
+// device is asked for. Errors: an unknown name, with the known ones; a device with the CPU; what the backend
+// says.
 Result<std::shared_ptr<Backend>> make_backend(const std::string& name, const BackendOptions& options);
 
 }  // namespace kvfold

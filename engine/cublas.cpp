@@ -16,6 +16,7 @@ struct Calls {
   int (*create)(void** handle);
   int (*destroy)(void* handle);
   int (*set_stream)(void* handle, cudaStream_t stream);
+  int (*set_workspace)(void* handle, void* workspace, size_t bytes);
   int (*sgemm)(void* handle, int transa, int transb, int m, int n, int k, const float* alpha, const float* a,
                int lda, const float* b, int ldb, const float* beta, float* c, int ldc);
 };
@@ -27,6 +28,9 @@ const Calls* find_calls() {
       [](void* handle) { return static_cast<int>(cublasDestroy(static_cast<cublasHandle_t>(handle))); },
       [](void* handle, cudaStream_t stream) {
         return static_cast<int>(cublasSetStream(static_cast<cublasHandle_t>(handle), stream));
+      },
+      [](void* handle, void* workspace, size_t bytes) {
+        return static_cast<int>(cublasSetWorkspace(static_cast<cublasHandle_t>(handle), workspace, bytes));
       },
       [](void* handle, int ta, int tb, int m, int n, int k, const float* alpha, const float* a, int lda,
          const float* b, int ldb, const float* beta, float* c, int ldc) {
@@ -50,11 +54,12 @@ const Calls* find_calls() {
     find(calls.create, "cublasCreate_v2");
     find(calls.destroy, "cublasDestroy_v2");
     find(calls.set_stream, "cublasSetStream_v2");
+    find(calls.set_workspace, "cublasSetWorkspace_v2");
     find(calls.sgemm, "cublasSgemm_v2");
     return calls;
   }();
   const bool whole = kCalls.create != nullptr && kCalls.destroy != nullptr && kCalls.set_stream != nullptr &&
-                     kCalls.sgemm != nullptr;
+                     kCalls.set_workspace != nullptr && kCalls.sgemm != nullptr;
   return whole ? &kCalls : nullptr;
 }
 #endif
@@ -69,12 +74,14 @@ Cublas::~Cublas() {
   if (handle_ != nullptr) find_calls()->destroy(handle_);
 }
 
-Status Cublas::open(cudaStream_t stream) {
+Status Cublas::open(cudaStream_t stream, std::span<std::byte> workspace) {
   if (handle_ != nullptr) return {};
   const Calls* calls = find_calls();
   if (calls == nullptr) return Status::error("cublas: no libcublas.so (11, 12 or 13) found");
   KVFOLD_RETURN_IF_ERROR(blas_status(calls->create(&handle_), "create"));
-  return blas_status(calls->set_stream(handle_, stream), "set stream");
+  KVFOLD_RETURN_IF_ERROR(blas_status(calls->set_stream(handle_, stream), "set stream"));
+  // In this order, as a stream comes with cuBLAS' own workspace.
+  return blas_status(calls->set_workspace(handle_, workspace.data(), workspace.size()), "set workspace");
 }
 
 Status Cublas::product(const float* w, const float* x, int rows, int outputs, int columns, float* y) {

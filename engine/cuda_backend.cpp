@@ -26,8 +26,6 @@
 namespace kvfold {
 namespace {
 
-constexpr int kLeastCapability = 75;
-
 class CudaWeight final : public Weight {
  public:
   CudaWeight(const cuda::PackedView& view, DeviceMemory memory)
@@ -56,21 +54,18 @@ class Range {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const BackendOptions& options, const cudaDeviceProp& device, SharedStream stream)
-      : options_(options),
-        device_(device),
-        kept_(std::move(stream)),
-        stream_(kept_.get()),
-        threads_(ThreadPool::available()) {}
+  CudaBackend(const BackendOptions& options, std::shared_ptr<const CudaDevice> device)
+      : options_(options), device_(std::move(device)), threads_(ThreadPool::available()) {}
   ~CudaBackend() override {
-    cudaStreamSynchronize(stream_);
+    cudaStreamSynchronize(stream());
     forget_graphs();
   }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
 
   std::string name() const override {
-    return fmt::format("cuda ({}, {}.{})", device_.name, device_.major, device_.minor);
+    const cudaDeviceProp& gpu = device_->properties();
+    return fmt::format("cuda:{} ({}, {}.{})", device_->number(), gpu.name, gpu.major, gpu.minor);
   }
   Result<std::string> plan(const ModelSource& source, const MemoryWanted& wanted) override;
   Result<std::unique_ptr<Weight>> prepare(const MatrixView& view) override;
@@ -82,7 +77,7 @@ class CudaBackend final : public Backend {
   void likeliest(const float* logits, int rows, int columns, int k, std::span<TokenLogit> out) override;
   // What a kernel did wrong is known when it was waited for.
   Status status() const override {
-    return status_.ok() ? cuda_status(cudaStreamSynchronize(stream_), "waiting for the GPU") : status_;
+    return status_.ok() ? cuda_status(cudaStreamSynchronize(stream()), "waiting for the GPU") : status_;
   }
 
   void begin_pass(const Pass& pass) override;
@@ -117,13 +112,17 @@ class CudaBackend final : public Backend {
     if (status_.ok()) status_ = status;
   }
   void note(cudaError_t error, const char* what) { note(cuda_status(error, what)); }
+  cudaStream_t stream() const { return device_->stream(); }
   template <class T>
   T* scratch(DeviceMemory& memory, size_t count, const char* what) {
     if (memory.bytes() < count * sizeof(T)) forget_graphs();
+    device_->make_current();
     note(memory.reserve(count * sizeof(T), what));
     return memory.get<T>();
   }
 
+  Status check_shared_memory(const ModelConfig& config, CacheType type) const;
+  Status take_scratch(const GpuScratch& sizes);
   void forget_graphs();
   void finish_gated();
   cuda::QuantizedRows quantize(const LinearInput& x, int columns);
@@ -134,12 +133,11 @@ class CudaBackend final : public Backend {
   void cublas_product(const cuda::Product& product, const float* x, int rows);
 
   BackendOptions options_;
-  cudaDeviceProp device_;
-  SharedStream kept_;  // goes after cublas_, which works on it
-  cudaStream_t stream_;
-  ThreadPool threads_;  // for packing weights
+  std::shared_ptr<const CudaDevice> device_;  // goes after cublas_, which works on its stream
+  ThreadPool threads_;                        // for packing weights
   Cublas cublas_;
   Status status_;
+  DeviceArena arena_;             // of the size that the plan has
   size_t pool_bytes_ = SIZE_MAX;  // what the plan leaves for pages
   CudaBatch batch_;
   CudaRope rope_;
@@ -150,17 +148,55 @@ class CudaBackend final : public Backend {
   int heads_ = 0;
   Gated gated_;
   // Scratch, kept between calls.
-  DeviceMemory keys_, q_, scales_, gate_, up_, normed_, decoded_, blas_out_, partials_;
+  DeviceMemory keys_, q_, scales_, gate_, up_, normed_, partials_, decoded_, blas_out_, workspace_;
 };
 
 // ---- memory ----
 
+// What a block of threads keeps in shared memory grows with these dimensions.
+Status CudaBackend::check_shared_memory(const ModelConfig& config, CacheType type) const {
+  const size_t shared = device_->properties().sharedMemPerBlockOptin;
+  struct {
+    const char* name;
+    int found, most;
+  } const dimensions[] = {{"head_dim", config.head_dim, cuda::most_head_dim(type, shared)},
+                          {"model_dim", config.model_dim, cuda::most_norm_columns(shared)}};
+  for (const auto& [name, found, most] : dimensions)
+    if (found > most)
+      return Status::error(fmt::format("{} {}: at most {} on {}, whose blocks share {} KiB", name, found,
+                                       most, this->name(), shared >> 10));
+  return {};
+}
+
+Status CudaBackend::take_scratch(const GpuScratch& sizes) {
+  forget_graphs();
+  const std::array pieces = {std::pair{&keys_, sizes.keys},
+                             std::pair{&q_, sizes.q},
+                             std::pair{&scales_, sizes.scales},
+                             std::pair{&gate_, sizes.gate},
+                             std::pair{&up_, sizes.up},
+                             std::pair{&normed_, sizes.normed},
+                             std::pair{&partials_, sizes.partials},
+                             std::pair{&decoded_, sizes.decoded},
+                             std::pair{&blas_out_, sizes.blas_out},
+                             std::pair{&workspace_, sizes.workspace}};
+  for (const auto& [memory, bytes] : pieces) {
+    if (bytes == 0) continue;
+    KVFOLD_ASSIGN_OR_RETURN(*memory, arena_.take(bytes, "scratch"));
+  }
+  return {};
+}
+
 Result<std::string> CudaBackend::plan(const ModelSource& source, const MemoryWanted& wanted) {
+  KVFOLD_RETURN_IF_ERROR(check_shared_memory(source.config, wanted.type).with_prefix(source.path + ": "));
   Gpu gpu{name(), 0, 0};
+  device_->make_current();
   KVFOLD_RETURN_IF_ERROR(cuda_status(cudaMemGetInfo(&gpu.free, &gpu.total), "asking for free memory"));
-  KVFOLD_ASSIGN_OR_RETURN(const GpuPlan plan, plan_gpu_memory(source, wanted, gpu));
+  KVFOLD_ASSIGN_OR_RETURN(const GpuPlan plan, plan_gpu_memory(source, wanted, options_.prefill, gpu));
+  KVFOLD_RETURN_IF_ERROR(arena_.reserve(plan.arena(), "weights and activations"));
+  KVFOLD_RETURN_IF_ERROR(take_scratch(gpu_scratch(source, wanted.rows, options_.prefill)));
   pool_bytes_ = plan.pages;
-  return plan.text(gpu);
+  return describe(plan, gpu);
 }
 
 Result<std::unique_ptr<Weight>> CudaBackend::prepare(const MatrixView& view) {
@@ -168,8 +204,8 @@ Result<std::unique_ptr<Weight>> CudaBackend::prepare(const MatrixView& view) {
   std::vector<std::byte> packed(bytes);
   threads_.run(cuda::packed_tiles(view.rows),
                [&](int64_t begin, int64_t end, int) { cuda::pack(view, begin, end, packed.data()); });
-  DeviceMemory memory;
-  KVFOLD_RETURN_IF_ERROR(memory.reserve(bytes, "a weight"));
+  device_->make_current();
+  KVFOLD_ASSIGN_OR_RETURN(DeviceMemory memory, arena_.take(bytes, "a weight"));
   KVFOLD_RETURN_IF_ERROR(cuda_status(cudaMemcpy(memory.get(), packed.data(), bytes, cudaMemcpyHostToDevice),
                                      "sending a weight"));
   const cuda::PackedView device = cuda::packed_view(view.type, view.rows, view.columns, memory.get());
@@ -177,31 +213,33 @@ Result<std::unique_ptr<Weight>> CudaBackend::prepare(const MatrixView& view) {
 }
 
 Result<std::shared_ptr<float>> CudaBackend::allocate(size_t count) {
-  auto memory = std::make_shared<DeviceMemory>();
-  KVFOLD_RETURN_IF_ERROR(memory->reserve(std::max(count, size_t{1}) * sizeof(float), "activations"));
+  device_->make_current();
+  KVFOLD_ASSIGN_OR_RETURN(const DeviceMemory memory,
+                          arena_.take(std::max(count, size_t{1}) * sizeof(float), "activations"));
   // Recorded steps may name memory that was there before and is here again.
   forget_graphs();
-  return std::shared_ptr<float>(memory, memory->get<float>());
+  return memory.share<float>();
 }
 
 Result<std::shared_ptr<PagePool>> CudaBackend::make_pool(CacheType type, int head_dim, size_t budget_bytes) {
   const size_t page = kv_page_bytes(type, head_dim);
   const size_t bytes = std::min(budget_bytes, pool_bytes_) / page * page;
+  device_->make_current();
   DeviceMemory memory;
   KVFOLD_RETURN_IF_ERROR(memory.reserve(std::max(bytes, page), "cache pages"));
-  return PagePool::create(type, head_dim, std::make_unique<CudaPages>(std::move(memory), kept_), bytes);
+  return PagePool::create(type, head_dim, std::make_unique<CudaPages>(std::move(memory), device_), bytes);
 }
 
 void CudaBackend::upload(std::span<const float> from, float* to) {
-  note(cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream_), "upload");
-  note(cudaStreamSynchronize(stream_), "upload");
+  note(cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream()), "upload");
+  note(cudaStreamSynchronize(stream()), "upload");
 }
 
 void CudaBackend::download(const float* from, std::span<float> to) {
   if (from == gated_.out) finish_gated();
   note(cudaGetLastError(), "a kernel");  // what made this may have been refused, and the copy still succeed
-  note(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_), "download");
-  note(cudaStreamSynchronize(stream_), "download");
+  note(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream()), "download");
+  note(cudaStreamSynchronize(stream()), "download");
   if (!status_.ok()) std::fill(to.begin(), to.end(), 0.0F);
 }
 
@@ -219,11 +257,12 @@ void CudaBackend::likeliest(const float* logits, int rows, int columns, int k, s
   std::vector<uint64_t> keys(static_cast<size_t>(rows) * k);
   if (working()) {
     const Range range("likeliest");
-    const uint64_t* found = cuda::likeliest(logits, rows, columns, k, memory, stream_);
+    const uint64_t* found = cuda::likeliest(logits, rows, columns, k, memory, stream());
     note(cudaGetLastError(), "the likeliest tokens");
-    note(cudaMemcpyAsync(keys.data(), found, keys.size() * sizeof(uint64_t), cudaMemcpyDeviceToHost, stream_),
-         "the likeliest tokens");
-    note(cudaStreamSynchronize(stream_), "the likeliest tokens");
+    note(
+        cudaMemcpyAsync(keys.data(), found, keys.size() * sizeof(uint64_t), cudaMemcpyDeviceToHost, stream()),
+        "the likeliest tokens");
+    note(cudaStreamSynchronize(stream()), "the likeliest tokens");
   }
   for (size_t i = 0; i < keys.size(); ++i)
     out[i] =
@@ -241,13 +280,13 @@ void CudaBackend::forget_graphs() {
 
 void CudaBackend::begin_pass(const Pass& pass) {
   nvtxRangePushA(pass.tokens.size() > cuda::kMostVecRows ? "prefill" : "decode");
-  note(cudaStreamSynchronize(stream_), "a pass");
+  note(cudaStreamSynchronize(stream()), "a pass");
   if (!status_.ok()) return;
   const std::byte* before = reinterpret_cast<const std::byte*>(batch_.view().spans);
-  note(batch_.send(pass, stream_));
+  note(batch_.send(pass, stream()));
   if (rope_.differs(pass.rope)) {
     forget_graphs();  // the addresses and the reach are arguments of recorded kernels
-    note(rope_.send(pass.rope, stream_));
+    note(rope_.send(pass.rope, stream()));
   }
   heads_ = pass.heads;
   if (reinterpret_cast<const std::byte*>(batch_.view().spans) != before) forget_graphs();
@@ -263,7 +302,7 @@ void CudaBackend::begin_pass(const Pass& pass) {
   if (step_->graph != nullptr) {
     mode_ = Mode::kPlay;
   } else if (++step_->seen == 2) {
-    note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
+    note(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "recording a step");
     mode_ = Mode::kRecord;
   }
 }
@@ -272,14 +311,14 @@ void CudaBackend::end_pass() {
   finish_gated();
   if (mode_ == Mode::kRecord) {
     cudaGraph_t graph = nullptr;
-    note(cudaStreamEndCapture(stream_, &graph), "recording a step");
+    note(cudaStreamEndCapture(stream(), &graph), "recording a step");
     if (status_.ok() && step_ != nullptr) {
       note(cudaGraphInstantiate(&step_->graph, graph, 0), "making a graph");
     }
     if (graph != nullptr) cudaGraphDestroy(graph);
   }
   if (status_.ok() && mode_ != Mode::kDirect && step_ != nullptr)
-    note(cudaGraphLaunch(step_->graph, stream_), "playing a step");
+    note(cudaGraphLaunch(step_->graph, stream()), "playing a step");
   mode_ = Mode::kDirect;
   note(cudaGetLastError(), "a pass");
   nvtxRangePop();
@@ -289,19 +328,19 @@ void CudaBackend::end_pass() {
 
 void CudaBackend::embed(const Weight& table, std::span<const TokenId> ids, float* out) {
   if (!working()) return;
-  cuda::decode_rows(view_of(table), batch_.ids(), 0, static_cast<int>(ids.size()), out, stream_);
+  cuda::decode_rows(view_of(table), batch_.ids(), 0, static_cast<int>(ids.size()), out, stream());
 }
 
 void CudaBackend::rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
                            float* out) {
-  if (working()) cuda::norm(x, weight, epsilon, rows, columns, out, stream_);
+  if (working()) cuda::norm(x, weight, epsilon, rows, columns, out, stream());
 }
 
 void CudaBackend::finish_gated() {
   const Gated gated = std::exchange(gated_, {});
   if (gated.out == nullptr || !working()) return;
   cuda::swiglu(gate_.get<float>(), up_.get<float>(), static_cast<size_t>(gated.rows) * gated.columns,
-               const_cast<float*>(gated.out), stream_);
+               const_cast<float*>(gated.out), stream());
 }
 
 cuda::QuantizedRows CudaBackend::quantize(const LinearInput& x, int columns) {
@@ -311,12 +350,12 @@ cuda::QuantizedRows CudaBackend::quantize(const LinearInput& x, int columns) {
                                 scratch<float>(scales_, all, "quantised activations"), groups};
   if (!working()) return out;
   if (x.norm != nullptr) {
-    cuda::norm_quantize(x.x, x.norm, x.epsilon, x.rows, columns, out, stream_);
+    cuda::norm_quantize(x.x, x.norm, x.epsilon, x.rows, columns, out, stream());
   } else if (gated_.out == x.x) {
     gated_ = {};
-    cuda::swiglu_quantize(gate_.get<float>(), up_.get<float>(), x.rows, columns, out, stream_);
+    cuda::swiglu_quantize(gate_.get<float>(), up_.get<float>(), x.rows, columns, out, stream());
   } else {
-    cuda::quantize(x.x, x.rows, columns, out, stream_);
+    cuda::quantize(x.x, x.rows, columns, out, stream());
   }
   return out;
 }
@@ -325,7 +364,7 @@ const float* CudaBackend::floats(const LinearInput& x, int columns) {
   if (gated_.out == x.x) finish_gated();
   if (x.norm == nullptr) return x.x;
   float* out = scratch<float>(normed_, static_cast<size_t>(x.rows) * columns, "normed activations");
-  if (working()) cuda::norm(x.x, x.norm, x.epsilon, x.rows, columns, out, stream_);
+  if (working()) cuda::norm(x.x, x.norm, x.epsilon, x.rows, columns, out, stream());
   return out;
 }
 
@@ -334,7 +373,7 @@ void CudaBackend::integer_products(std::span<const cuda::Product> products, cons
   const cuda::QuantizedRows q = quantize(x, products[0].weight.columns);
   if (!working()) return;
   if (x.rows > cuda::kMostVecRows) {
-    for (const cuda::Product& product : products) cuda::mat_tile(product, q, x.rows, stream_);
+    for (const cuda::Product& product : products) cuda::mat_tile(product, q, x.rows, stream());
     return;
   }
   for (size_t i = 0; i < products.size();) {
@@ -342,7 +381,7 @@ void CudaBackend::integer_products(std::span<const cuda::Product> products, cons
     while (i + n < products.size() && n < cuda::kMostProducts &&
            products[i + n].weight.type == products[i].weight.type)
       ++n;
-    cuda::mat_vec(&products[i], static_cast<int>(n), q, x.rows, stream_);
+    cuda::mat_vec(&products[i], static_cast<int>(n), q, x.rows, stream());
     i += n;
   }
 }
@@ -351,7 +390,7 @@ void CudaBackend::float_products(std::span<const cuda::Product> products, const 
   if (products.empty()) return;
   const float* from = floats(x, products[0].weight.columns);
   if (!working()) return;
-  for (const cuda::Product& product : products) cuda::mat_float(product, from, x.rows, stream_);
+  for (const cuda::Product& product : products) cuda::mat_float(product, from, x.rows, stream());
 }
 
 void CudaBackend::cublas_product(const cuda::Product& product, const float* x, int rows) {
@@ -359,15 +398,16 @@ void CudaBackend::cublas_product(const cuda::Product& product, const float* x, i
   float* w = scratch<float>(decoded_, outputs * product.weight.columns, "a weight in f32");
   float* y = scratch<float>(blas_out_, outputs * rows, "a product of cuBLAS");
   if (!working()) return;
-  cuda::decode_rows(product.weight, nullptr, 0, product.weight.rows, w, stream_);
+  cuda::decode_rows(product.weight, nullptr, 0, product.weight.rows, w, stream());
   note(cublas_.product(w, x, rows, product.weight.rows, product.weight.columns, y));
-  if (working()) cuda::finish_product(y, product, rows, stream_);
+  if (working()) cuda::finish_product(y, product, rows, stream());
 }
 
 // Decides on first use, where that is asked for: each way runs twice, and the second time counts.
 bool CudaBackend::use_cublas(const cuda::Product& product, const LinearInput& x) {
   if (x.rows <= cuda::kMostVecRows || options_.prefill == Prefill::kTiles) return false;
-  const Status opened = cublas_.open(stream_);
+  auto* workspace = scratch<std::byte>(workspace_, kBlasWorkspaceBytes, "the workspace of cuBLAS");
+  const Status opened = cublas_.open(stream(), {workspace, kBlasWorkspaceBytes});
   if (options_.prefill == Prefill::kCublas) {
     note(opened);
     return opened.ok();
@@ -381,9 +421,9 @@ bool CudaBackend::use_cublas(const cuda::Product& product, const LinearInput& x)
   const auto time = [&](auto run) {
     float milliseconds = 0;
     for (int round = 0; round < 2; ++round) {
-      note(cudaEventRecord(begin, stream_), "timing");
+      note(cudaEventRecord(begin, stream()), "timing");
       run();
-      note(cudaEventRecord(end, stream_), "timing");
+      note(cudaEventRecord(end, stream()), "timing");
       note(cudaEventSynchronize(end), "timing");
       note(cudaEventElapsedTime(&milliseconds, begin, end), "timing");
     }
@@ -432,7 +472,7 @@ void CudaBackend::store_kv(std::span<const BatchSequence> /*batch*/, int layer, 
                            const float* v) {
   if (!working()) return;
   const Range range(fmt::format("store, layer {}", layer).c_str());
-  cuda::store_kv(batch_.view(), batch_.shape(heads_), layer, batch_.tokens(), k, v, stream_);
+  cuda::store_kv(batch_.view(), batch_.shape(heads_), layer, batch_.tokens(), k, v, stream());
 }
 
 void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer, const AttentionShape& shape,
@@ -449,38 +489,14 @@ void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer,
     cuda::attention(batch_.view(), batch_.shape(shape.heads), rope_.view(), layer, first,
                     std::min(slice, batch_.tokens() - first), blocks_,
                     1.0F / std::sqrt(static_cast<float>(shape.head_dim)), q,
-                    {partials, partials + count, partials + 2 * count}, out, stream_);
-}
-
-// The runtime says of a missing driver what it says of an old one.
-Result<int> count_devices() {
-  int devices = 0;
-  const cudaError_t error = cudaGetDeviceCount(&devices);
-  if (error == cudaSuccess) return devices;
-  int driver = 0;
-  int runtime = 0;
-  cudaDriverGetVersion(&driver);
-  cudaRuntimeGetVersion(&runtime);
-  cudaGetLastError();
-  if (error != cudaErrorInsufficientDriver) return cuda_status(error, "looking for a GPU");
-  if (driver == 0) return Status::error("cuda: no NVIDIA driver found");
-  return Status::error(fmt::format("cuda: the NVIDIA driver knows CUDA {}.{}; {}.{} is needed", driver / 1000,
-                                   driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10));
+                    {partials, partials + count, partials + 2 * count}, out, stream());
 }
 
 }  // namespace
 
 Result<std::shared_ptr<Backend>> make_cuda_backend(const BackendOptions& options) {
-  KVFOLD_ASSIGN_OR_RETURN(const int devices, count_devices());
-  if (devices == 0) return Status::error("cuda: no GPU found");
-  cudaDeviceProp device{};
-  KVFOLD_RETURN_IF_ERROR(
-      cuda_status(cudaGetDeviceProperties(&device, 0), "asking the GPU for its properties"));
-  if (device.major * 10 + device.minor < kLeastCapability)
-    return Status::error(fmt::format("cuda: {} has compute capability {}.{}; 7.5 or later is needed",
-                                     device.name, device.major, device.minor));
-  KVFOLD_ASSIGN_OR_RETURN(SharedStream stream, make_stream());
-  return std::shared_ptr<Backend>(new CudaBackend(options, device, std::move(stream)));
+  KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<const CudaDevice> device, CudaDevice::open(options.device));
+  return std::shared_ptr<Backend>(new CudaBackend(options, std::move(device)));
 }
 
 namespace {

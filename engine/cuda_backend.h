@@ -5,7 +5,7 @@
 
 namespace kvfold {
 
-// On the first device. Errors: no driver, no device, one below compute capability 7.5.
+// Errors: those of CudaDevice::open.
 Result<std::shared_ptr<Backend>> make_cuda_backend(const BackendOptions& options);
 
 }  // namespace kvfold

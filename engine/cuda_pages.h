@@ -8,8 +8,8 @@ namespace kvfold {
 
 class CudaPages final : public PageMemory, private RowComputer {
  public:
-  CudaPages(DeviceMemory memory, SharedStream stream)
-      : memory_(std::move(memory)), kept_(std::move(stream)), stream_(kept_.get()) {}
+  CudaPages(DeviceMemory memory, std::shared_ptr<const CudaDevice> device)
+      : device_(std::move(device)), memory_(std::move(memory)) {}
   std::byte* base() const override { return memory_.get(); }
   bool on_host() const override { return false; }
   void read(size_t offset, std::span<std::byte> to) override;
@@ -28,11 +28,10 @@ class CudaPages final : public PageMemory, private RowComputer {
   template <class T>
   Result<std::span<const T>> send(std::span<const T> from, size_t at);
 
+  std::shared_ptr<const CudaDevice> device_;
   DeviceMemory memory_;
   DeviceMemory scratch_;  // runs, and what else a kernel takes or gives
   Status status_;
-  SharedStream kept_;
-  cudaStream_t stream_;
 };
 
 }  // namespace kvfold

@@ -72,30 +72,27 @@ Status Model::take_layer(LayerTensors& tensors, LayerWeights& layer) const {
   return {};
 }
 
-// Columns of x, q, attended, k, v and gated.
-static std::array<int64_t, 6> activation_columns(const ModelConfig& c) {
+std::array<int64_t, 8> Model::activation_floats(const ModelConfig& c, int rows) {
   const int64_t q = int64_t{c.heads} * c.head_dim;
   const int64_t kv = int64_t{c.kv_heads} * c.head_dim;
-  return {c.model_dim, q, q, kv, kv, c.ffn_dim};
-}
-
-int64_t Model::activation_bytes(const ModelConfig& c, int rows) {
-  int64_t floats = int64_t{kLogitRows} * (c.model_dim + c.vocab_size);
-  for (const int64_t columns : activation_columns(c)) floats += rows * columns;
-  return floats * static_cast<int64_t>(sizeof(float));
+  return {rows * int64_t{c.model_dim},
+          rows * q,
+          rows * q,
+          rows * kv,
+          rows * kv,
+          rows * int64_t{c.ffn_dim},
+          int64_t{kLogitRows} * c.model_dim,
+          int64_t{kLogitRows} * c.vocab_size};
 }
 
 Result<Activations> Model::make_activations(int rows) const {
-  const ModelConfig& c = config();
   Activations a;
   a.rows = rows;
-  const std::array buffers = {&a.x, &a.q, &a.attended, &a.k, &a.v, &a.gated};
-  const auto columns = activation_columns(c);
+  const std::array buffers = {&a.x, &a.q, &a.attended, &a.k, &a.v, &a.gated, &a.normed, &a.logits};
+  const auto floats = activation_floats(config(), rows);
   for (size_t i = 0; i < buffers.size(); ++i) {
-    KVFOLD_ASSIGN_OR_RETURN(*buffers[i], backend_->allocate(static_cast<size_t>(rows) * columns[i]));
+    KVFOLD_ASSIGN_OR_RETURN(*buffers[i], backend_->allocate(static_cast<size_t>(floats[i])));
   }
-  KVFOLD_ASSIGN_OR_RETURN(a.normed, backend_->allocate(static_cast<size_t>(kLogitRows) * c.model_dim));
-  KVFOLD_ASSIGN_OR_RETURN(a.logits, backend_->allocate(static_cast<size_t>(kLogitRows) * c.vocab_size));
   return a;
 }
 

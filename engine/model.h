@@ -1,6 +1,7 @@
 // A model: configuration, weights taken in by a backend, and the forward pass.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
@@ -53,8 +54,9 @@ class Model {
   CacheShape cache_shape() const { return {config().layers, config().kv_heads, config().head_dim}; }
 
   Result<Activations> make_activations(int rows) const;
-  // Bytes that make_activations() takes for a model of this shape.
-  static int64_t activation_bytes(const ModelConfig& config, int rows);
+  // Floats of each buffer that make_activations() takes for a model of this shape, in the order of
+  // Activations.
+  static std::array<int64_t, 8> activation_floats(const ModelConfig& config, int rows);
 
   // Computes the rows of `tokens`, which their caches have already grown, and leaves the last layer's output
   // in activations.x. REQUIRES: tokens.size() <= activations.rows, ids in the vocabulary, `batch` covers the

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "engine/kv/ridge.h"
+#include "experiments/backend_options.h"
 #include "experiments/harness/attention_mass.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/progress.h"
@@ -27,6 +28,7 @@ struct FitOptions {
   std::vector<int> curve;
   std::string metric = "lanes";
   std::string backend = "auto";
+  int device = -1;
   int threads = 0;
   bool whole = false;
   bool shuffle = false;
@@ -84,6 +86,7 @@ class Fit {
     DriverOptions open;
     open.model = name;
     open.backend = options_.backend;
+    open.device = options_.device;
     open.threads = options_.threads;
     return open_session(open);
   }
@@ -363,7 +366,7 @@ int main(int argc, char** argv) {
   app.add_option("--metric", o.metric, "what a rank is to keep: dimensions alike, or as lanes vary")
       ->check(CLI::IsMember({"dimensions", "lanes"}))
       ->capture_default_str();
-  add_backend_option(app, o.backend);
+  add_backend_options(app, o.backend, o.device);
   app.add_option("--threads", o.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   CLI::Option* shuffle = app.add_flag(

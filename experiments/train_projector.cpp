@@ -10,6 +10,7 @@
 #include "engine/kv/cache_metadata.h"
 #include "engine/printable.h"
 #include "engine/train/trainer.h"
+#include "experiments/backend_options.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/projection.h"
 
@@ -30,6 +31,7 @@ struct Options {
   int save_every = 25;
   int patience = 4;
   std::string backend = "auto";  // of the contexts' passes; training itself is the CPU's
+  int device = -1;
   int threads = 0;
   bool fresh = false;
   bool small = false;
@@ -86,6 +88,7 @@ class Training {
     DriverOptions open;
     open.model = name;
     open.backend = o_.backend;
+    open.device = o_.device;
     open.threads = o_.threads;
     return open_session(open);
   }
@@ -361,7 +364,7 @@ void add_training_options(CLI::App& app, Options& o) {
   app.add_option("--patience", o.patience, "evaluations without a better one before it stops")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
-  add_backend_option(app, o.backend);
+  add_backend_options(app, o.backend, o.device);
   app.add_option("--threads", o.threads, "0: one for each CPU")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();

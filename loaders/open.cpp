@@ -94,7 +94,7 @@ Result<std::unique_ptr<Session>> open_session(const std::string& model, const Op
     source = quantize_model(std::move(source), options.quantization, pool);
   }
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend,
-                          make_backend(options.backend, {options.cpu, options.prefill}));
+                          make_backend(options.backend, {options.cpu, options.prefill, options.device}));
   KVFOLD_ASSIGN_OR_RETURN(const std::string plan,
                           backend->plan(source, {options.session.cache_type, options.session.cache_bytes,
                                                  options.session.chunk}));

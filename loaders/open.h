@@ -24,6 +24,7 @@ Result<std::string> find_fetched_model(const std::string& fingerprint);
 struct OpenOptions {
   std::string backend = "cpu";  // as make_backend() takes it
   Prefill prefill = Prefill::kTiles;
+  int device = -1;            // likewise
   Quantization quantization;  // on load
   CpuOptions cpu;
   SessionOptions session;

@@ -3,7 +3,11 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 
+#include "engine/gpu_memory.h"
+#include "engine/session.h"
+#include "loaders/model_loader.h"
 #include "tests/cli_fixture.h"
 
 namespace kvfold::testing {
@@ -204,11 +208,51 @@ TEST_F(Cli, InfoPlansMemoryForEveryTensor) {
   folder_.write("norms.gguf", tiny_model(with_norms).build());
   const auto plan = json("info tiny.gguf").at("memory_plan");
   const auto more = json("info norms.gguf").at("memory_plan");
-  for (const char* where : {"cpu", "cuda"}) {
-    const auto weights = plan.at(where).at("weights").get<int64_t>();
-    EXPECT_EQ(more.at(where).at("weights"), weights + int64_t{2} * 2 * 16 * 4) << where;
-    EXPECT_EQ(more.at(where).at("total"), plan.at(where).at("total").get<int64_t>() + 256) << where;
+  const auto weights = [](const auto& of, const char* where) {
+    return of.at(where).at("weights").template get<int64_t>();
+  };
+  EXPECT_EQ(weights(more, "cpu"), weights(plan, "cpu") + int64_t{2} * 2 * 16 * 4);
+  EXPECT_EQ(more.at("cpu").at("total"), plan.at("cpu").at("total").get<int64_t>() + 256);
+  // On a GPU each is a piece of its own.
+  EXPECT_EQ(weights(more, "cuda"), weights(plan, "cuda") + int64_t{2} * 2 * 512);
+}
+
+// The numbers are those by which a load takes memory (tests/cuda/cuda_memory_test.cpp).
+TEST_F(Cli, InfoShowsTheGpusPlan) {
+  const ModelSource source = *load_model_source(folder_.file("tiny.gguf"));
+  const GpuPlan plan = gpu_plan(source, SessionOptions{}.chunk, Prefill::kCublas);
+  const auto shown = json("info tiny.gguf --backend cpu").at("memory_plan").at("cuda");
+  EXPECT_EQ(shown.at("weights"), plan.weights);
+  EXPECT_EQ(shown.at("activations"), plan.activations);
+  EXPECT_EQ(shown.at("scratch"), plan.scratch);
+  EXPECT_EQ(shown.at("cublas"), plan.cublas);
+  const size_t kv = gpu_chunks(shown.at("kv").get<size_t>());
+  EXPECT_EQ(shown.at("total_with_cublas"), plan.arena() + kv);
+  EXPECT_EQ(shown.at("total"), gpu_plan(source, SessionOptions{}.chunk, Prefill::kTiles).arena() + kv);
+}
+
+TEST_F(Cli, InfoSaysWhatAModelWouldRunOn) {
+  EXPECT_TRUE(json("info tiny.gguf --backend cpu").at("backend").get<std::string>().starts_with("cpu"));
+  const Ran ran = run("kvfold_without_cuda info tiny.gguf --json");
+  EXPECT_TRUE(nlohmann::json::parse(ran.out).at("backend").get<std::string>().starts_with("cpu")) << ran.out;
+}
+
+// Programs of every kind refuse a GPU's number where there is none to take.
+TEST_F(Cli, DevicesAreRefusedInOneLine) {
+  const std::string device = " --device 7 --backend cpu";
+  for (const std::string command :
+       {"kvfold info tiny.gguf", "kvfold generate tiny.gguf --prompt a",
+        "run_2a --model tiny.gguf --runs runs", "run_position --model tiny.gguf --runs runs"}) {
+    const Ran ran = run(command + device);
+    EXPECT_EQ(ran.status, 2) << command;
+    EXPECT_EQ(ran.err, "kvfold: device 7: the backend 'cpu' is on no GPU\n") << command;
   }
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("runs")));
+  expect_refused("info tiny.gguf --device -1", "--device");
+  expect_refused("info tiny.gguf --device first", "--device");
+  const Ran ran = run("kvfold_without_cuda generate tiny.gguf --prompt a --device 0");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_NE(ran.err.find("backend 'cuda': not in this program"), std::string::npos) << ran.err;
 }
 
 TEST_F(Cli, LogitsAreTheSameFileForAnyThreadsAndChunks) {

@@ -78,7 +78,7 @@ class Maker {
     out_.u32(a + "attention.head_count", static_cast<uint32_t>(o_.heads));
     out_.u32(a + "attention.head_count_kv", static_cast<uint32_t>(o_.kv_heads));
     out_.f32(a + "attention.layer_norm_rms_epsilon", 1e-5F);
-    out_.f32(a + "rope.freq_base", 10000.0F);
+    out_.f32(a + "rope.freq_base", o_.rope_base);
   }
 
   void vocabulary() {

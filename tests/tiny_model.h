@@ -18,6 +18,7 @@ struct TinyModelOptions {
   int head_dim = 16;
   int ffn_dim = 96;
   int context_length = 4096;
+  float rope_base = 10000;
   WeightType type = WeightType::kQ4_0;  // of the matrices; K-quants need dimensions that 256 divides
   bool tied = true;
   uint64_t seed = 1;

@@ -4,6 +4,7 @@
 
 #include "engine/file.h"
 #include "engine/printable.h"
+#include "experiments/backend_options.h"
 #include "experiments/say.h"
 
 namespace kvfold::cli {
@@ -11,8 +12,7 @@ namespace kvfold::cli {
 void ModelOptions::declare(CLI::App& app, bool with_cache_type) {
   app.add_option("MODEL", model, "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
       ->required();
-  app.add_option("--backend", backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
-      ->capture_default_str();
+  add_backend_options(app, backend, device);
   app.add_option(
          "--prefill", prefill,
          "how a GPU makes products of many rows: tiles (the CPU's bits), cublas, or auto (the faster)")
@@ -39,6 +39,7 @@ Result<std::unique_ptr<Session>> ModelOptions::open() const {
   options.cpu.precision = exact ? Precision::kExact : Precision::kInt8;
   options.session.chunk = chunk;
   options.backend = backend;
+  options.device = device;
   options.notice = [](const std::string& line) { say(line); };
   KVFOLD_ASSIGN_OR_RETURN(options.prefill, parse_prefill(prefill));
   KVFOLD_ASSIGN_OR_RETURN(options.quantization, Quantization::parse(quantize));

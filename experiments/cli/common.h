@@ -27,7 +27,7 @@ Action add_inspect(CLI::App& app);
 Action add_cache_save(CLI::App& app);
 Action add_cache_run(CLI::App& app);
 
-// MODEL, --backend, --prefill, --threads, --chunk, --exact, --cache-type.
+// MODEL, --backend, --device, --prefill, --threads, --chunk, --exact, --cache-type.
 struct ModelOptions {
   std::string model;
   int threads = 0;
@@ -35,6 +35,7 @@ struct ModelOptions {
   bool exact = false;
   std::string cache_type = "f16";
   std::string backend = "auto";
+  int device = -1;
   std::string prefill = "tiles";
   std::string quantize = "none";
 

@@ -1,12 +1,14 @@
-// info: what a model file holds.
+// info: what a model file holds, what it would run on and the memory that it would take.
 #include <fmt/core.h>
 
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "engine/gpu_memory.h"
 #include "engine/printable.h"
 #include "engine/tokenizer/chat.h"
+#include "experiments/backend_options.h"
 #include "experiments/cli/common.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/formats/formats.h"
@@ -41,7 +43,9 @@ std::map<std::string, TypeTotal> count_types(const std::vector<GgufTensorName>& 
 
 // What a session with one full cache needs, in bytes. On the CPU the weights are the file's own pages, and
 // `repacked` what the kernels of this machine make of them for integer products (nothing with --exact). On
-// CUDA all of it is device memory, the weights packed; the driver's own context comes on top.
+// CUDA all of it is device memory, the weights packed, in chunks as a driver gives it out (`total`; with
+// --prefill cublas or auto `total_with_cublas`); tables that grow with caches and the driver's own context
+// come on top.
 nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<GgufTensorName>& tensors) {
   const ModelConfig& c = source.config;
   const CpuKernels& kernels = *select_cpu_kernels();
@@ -54,9 +58,13 @@ nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<
         format_info(tensor.view.type).group != nullptr)
       repacked += static_cast<int64_t>(kernels.packed_bytes(tensor.view));
   }
-  const int64_t on_gpu = gpu_weight_bytes(source);
   const int64_t kv = int64_t{2} * c.layers * c.kv_heads * c.head_dim * kPlanRows * 2;
-  const int64_t activations = Model::activation_bytes(c, SessionOptions{}.chunk);
+  const int chunk = SessionOptions{}.chunk;
+  int64_t activations = 0;
+  for (const int64_t floats : Model::activation_floats(c, chunk)) activations += floats * 4;
+  GpuPlan gpu = gpu_plan(source, chunk, Prefill::kCublas);
+  const size_t with_cublas = gpu.arena() + gpu_chunks(static_cast<size_t>(kv));
+  const size_t cublas = std::exchange(gpu.cublas, 0);
   return {{"rows", kPlanRows},
           {"cache_type", "f16"},
           {"cpu",
@@ -66,13 +74,16 @@ nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<
             {"activations", activations},
             {"total", weights + repacked + kv + activations}}},
           {"cuda",
-           {{"weights", on_gpu},
+           {{"weights", gpu.weights},
             {"kv", kv},
-            {"activations", activations},
-            {"total", on_gpu + kv + activations}}}};
+            {"activations", gpu.activations},
+            {"scratch", gpu.scratch},
+            {"cublas", cublas},
+            {"total", gpu.arena() + gpu_chunks(static_cast<size_t>(kv))},
+            {"total_with_cublas", with_cublas}}}};
 }
 
-nlohmann::ordered_json describe(const ModelSource& source) {
+nlohmann::ordered_json describe(const ModelSource& source, const std::string& backend) {
   const ModelConfig& c = source.config;
   nlohmann::ordered_json types = nlohmann::ordered_json::object();
   int64_t bytes = 0;
@@ -104,6 +115,7 @@ nlohmann::ordered_json describe(const ModelSource& source) {
           {"weights", types},
           {"weight_bytes", bytes},
           {"kv_bytes_per_row", {{"f16", 2 * row_elements}, {"f32", 4 * row_elements}}},
+          {"backend", backend},
           {"memory_plan", memory_plan(source, tensors)}};
 }
 
@@ -112,17 +124,23 @@ nlohmann::ordered_json describe(const ModelSource& source) {
 Action add_info(CLI::App& app) {
   struct Options {
     std::string model;
+    std::string backend = "auto";
+    int device = -1;
     bool json = false;
   };
   auto options = std::make_shared<Options>();
   app.add_option("MODEL", options->model,
                  "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
       ->required();
+  add_backend_options(app, options->backend, options->device);
   app.add_flag("--json", options->json, "print as JSON");
   return [options]() -> Status {
     KVFOLD_ASSIGN_OR_RETURN(const std::string path, resolve_model(options->model));
     KVFOLD_ASSIGN_OR_RETURN(const ModelSource source, load_model_source(path));
-    const nlohmann::ordered_json description = describe(source);
+    BackendOptions wanted;
+    wanted.device = options->device;
+    KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<Backend> backend, make_backend(options->backend, wanted));
+    const nlohmann::ordered_json description = describe(source, backend->name());
     if (options->json) {
       print_json(description);
       return {};

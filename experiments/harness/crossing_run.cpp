@@ -9,6 +9,7 @@
 #include "engine/kv/ridge_projector.h"
 #include "engine/printable.h"
 #include "engine/random.h"
+#include "experiments/backend_options.h"
 #include "experiments/harness/crossing.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/progress.h"
@@ -330,7 +331,7 @@ int run_crossing(int argc, char** argv) {
       ->check(CLI::IsMember({"test", "dev"}))
       ->capture_default_str();
   app.add_option("--runs", driver.runs, "the folder in which the run's own is made")->capture_default_str();
-  add_backend_option(app, driver.backend);
+  add_backend_options(app, driver.backend, driver.device);
   app.add_option("--threads", driver.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("-n", driver.count, "most tokens of an answer")

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <thread>
 
+#include "experiments/backend_options.h"
 #include "experiments/last_words.h"
 
 namespace kvfold {
@@ -52,11 +53,6 @@ nlohmann::ordered_json machine() {
 
 }  // namespace
 
-void add_backend_option(CLI::App& app, std::string& backend) {
-  app.add_option("--backend", backend, "cpu, cuda, or auto: a GPU that works, else the CPU")
-      ->capture_default_str();
-}
-
 void add_options(CLI::App& app, DriverOptions& options) {
   app.add_option("--model", options.model,
                  "a GGUF file, a checkpoint's folder, or a name of weights/models.json")
@@ -65,7 +61,7 @@ void add_options(CLI::App& app, DriverOptions& options) {
   app.add_option("--prompts", options.prompts, "the prompt set (default: the project's own)");
   app.add_option("--framings", options.framings, "of raw, qa, chat, system, with commas")
       ->capture_default_str();
-  add_backend_option(app, options.backend);
+  add_backend_options(app, options.backend, options.device);
   app.add_option("--threads", options.threads, "threads (default: one for every CPU allowed)")
       ->check(CLI::Range(1, 1024));
   app.add_option("-n", options.count, "most tokens of an answer")
@@ -101,6 +97,7 @@ int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
 Result<std::unique_ptr<Session>> open_session(const DriverOptions& options) {
   OpenOptions open;
   open.backend = options.backend;
+  open.device = options.device;
   KVFOLD_ASSIGN_OR_RETURN(open.quantization, Quantization::parse(options.quantize));
   open.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
   open.cpu.threads = options.threads;

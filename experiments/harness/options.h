@@ -20,6 +20,7 @@ struct DriverOptions {
   std::string replay;   // the same-cache control's other process; not for people
   std::string framings = "raw,qa,chat,system";
   std::string backend = "auto";
+  int device = -1;                // of the GPU; negative: none in particular
   std::string quantize = "none";  // on load
   int threads = 0;
   int count = 40;
@@ -35,9 +36,6 @@ struct DriverOptions {
 
 // Adds the options that every driver has; `with` those of trials.
 void add_options(CLI::App& app, DriverOptions& options);
-
-// Adds --backend, which is among them, for the programs that have not all of these.
-void add_backend_option(CLI::App& app, std::string& backend);
 
 // Runs `body` as a program: parses, gives a failed Status one line on stderr. Exit status: 0, or 2.
 int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,

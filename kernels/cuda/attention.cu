@@ -426,14 +426,27 @@ __global__ void combine_kernel(const AttentionArgs a, float* out) {
   }
 }
 
-template <CacheType type, int kHeads>
-void launch_heads(const AttentionArgs& a, int first_head, int tokens, cudaStream_t stream) {
-  const int head_dim = a.shape.pages.head_dim;
-  const size_t turned = static_cast<size_t>(kWarps) * kHeads * head_dim * sizeof(float);
+// The attention kernel's own shared memory, and what its launch adds.
+constexpr size_t fixed_shared(int heads) {
+  return static_cast<size_t>(heads) * (kAttentionBlock + 16) * sizeof(float) + sizeof(RowTable);
+}
+size_t dynamic_shared(CacheType type, int heads, int head_dim) {
+  const size_t turned = static_cast<size_t>(kWarps) * heads * head_dim * sizeof(float);
   const size_t stage = static_cast<size_t>(kStage) * (static_cast<size_t>(head_dim) * element_bytes(type) +
                                                       (head_dim + 31) / 32 * sizeof(float));
-  const size_t shared = turned > stage ? turned : stage;
+  return turned > stage ? turned : stage;
+}
+// Whether a block can take that many heads.
+bool fits(CacheType type, int heads, int head_dim, size_t shared_bytes) {
+  return heads * head_dim <= kMostSums * kThreads &&
+         fixed_shared(heads) + dynamic_shared(type, heads, head_dim) <= shared_bytes;
+}
+
+template <CacheType type, int kHeads>
+void launch_heads(const AttentionArgs& a, int first_head, int tokens, cudaStream_t stream) {
+  const size_t shared = dynamic_shared(type, kHeads, a.shape.pages.head_dim);
   const dim3 grid(a.blocks, a.shape.kv_heads, tokens);
+  allow_shared(attention_kernel<type, kHeads>, fixed_shared(kHeads), shared);
   KVFOLD_LAUNCH((attention_kernel<type, kHeads>), grid, kThreads, shared, stream, a, first_head);
 }
 
@@ -441,19 +454,22 @@ template <CacheType type>
 void launch(const AttentionArgs& a, int tokens, cudaStream_t stream) {
   for (int head = 0; head < a.shape.group;) {
     const int left = a.shape.group - head;
-    if (left >= 8 && a.shape.pages.head_dim <= 128) {
+    const auto take = [&](int heads) {
+      return left >= heads && fits(type, heads, a.shape.pages.head_dim, kCommonShared);
+    };
+    if (take(8)) {
       launch_heads<type, 8>(a, head, tokens, stream);
       head += 8;
-    } else if (left == 7 && a.shape.pages.head_dim <= 128) {
+    } else if (take(7)) {
       launch_heads<type, 7>(a, head, tokens, stream);
       head += 7;
-    } else if (left >= 4) {
+    } else if (take(4)) {
       launch_heads<type, 4>(a, head, tokens, stream);
       head += 4;
-    } else if (left == 3) {
+    } else if (take(3)) {
       launch_heads<type, 3>(a, head, tokens, stream);
       head += 3;
-    } else if (left == 2) {
+    } else if (take(2)) {
       launch_heads<type, 2>(a, head, tokens, stream);
       head += 2;
     } else {
@@ -504,6 +520,12 @@ void attention(const DeviceBatch& batch, const KvShape& shape, const DeviceRope&
   }
   const int heads = shape.kv_heads * shape.group;
   KVFOLD_LAUNCH(combine_kernel, tokens * heads, shape.pages.head_dim <= 64 ? 64 : 128, 0, stream, a, out);
+}
+
+int most_head_dim(CacheType type, size_t shared_bytes) {
+  int head_dim = 0;
+  while (fits(type, 1, head_dim + 1, shared_bytes)) ++head_dim;
+  return head_dim;
 }
 
 }  // namespace kvfold::cuda

@@ -11,6 +11,7 @@
 #include <span>
 
 #include "kernels/cuda/packed.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/kv_page.h"
 #include "kernels/row_change.h"
 
@@ -33,7 +34,6 @@ struct Product {
 };
 
 inline constexpr int kMostProducts = 3;
-inline constexpr int kMostVecRows = 16;
 
 // Products of one input with weights of one quantised format. REQUIRES: count <= kMostProducts.
 void mat_vec(const Product* products, int count, const QuantizedRows& x, int rows,
@@ -51,6 +51,8 @@ void swiglu_quantize(const float* gate, const float* up, int rows, int columns, 
                      cudaStream_t stream);
 void norm(const float* x, const float* norm, float epsilon, int rows, int columns, float* out,
           cudaStream_t stream);
+// Most columns of a norm, where a block may have that many bytes of shared memory.
+int most_norm_columns(size_t shared_bytes);
 void swiglu(const float* gate, const float* up, size_t count, float* out, cudaStream_t stream);
 // y += bias by row, then y or out + y to out: what ends a product that another library made.
 void finish_product(const float* y, const Product& product, int rows, cudaStream_t stream);
@@ -61,8 +63,6 @@ void decode_rows(const PackedView& table, const int32_t* ids, int first, int cou
 
 // The k largest of each row of x [rows][columns], largest first, NaN last, equals by index: keys [rows][k],
 // somewhere in the scratch memory. REQUIRES: 1 <= k <= kMostLikeliest, k <= columns, rows >= 1.
-inline constexpr int kMostLikeliest = 64;
-size_t likeliest_scratch_keys(int rows, int columns, int k);
 const uint64_t* likeliest(const float* x, int rows, int columns, int k, uint64_t* scratch,
                           cudaStream_t stream);
 // What a key stands for; -0 has become 0, and every NaN one and the same.
@@ -127,15 +127,12 @@ struct KvShape {
 void store_kv(const DeviceBatch& batch, const KvShape& shape, int layer, int rows, const float* k,
               const float* v, cudaStream_t stream);
 
-// Partial results of attention over blocks of 256 rows, [tokens][kv_heads][blocks][group].
+// attention_scratch_floats() of them.
 struct AttentionScratch {
   float* largest;
   float* sums;
   float* values;  // ... [head_dim]
 };
-inline size_t attention_scratch_floats(int tokens, int blocks, int heads, int head_dim) {
-  return static_cast<size_t>(tokens) * blocks * heads * (head_dim + 2);
-}
 // Tokens first .. first + tokens - 1 of the batch, each of which sees at most 256 * blocks rows. REQUIRES:
 // tokens <= kMostAttentionTokens, as a grid is no longer.
 inline constexpr int kMostAttentionTokens = 65535;
@@ -143,6 +140,8 @@ inline constexpr int kMostAttentionTokens = 65535;
 void attention(const DeviceBatch& batch, const KvShape& shape, const DeviceRope& rope, int layer, int first,
                int tokens, int blocks, float scale, const float* q, const AttentionScratch& scratch,
                float* out, cudaStream_t stream);
+// Largest heads that attention takes, where a block may have that many bytes of shared memory.
+int most_head_dim(CacheType type, size_t shared_bytes);
 
 // Work on rows of caches (engine/kv/page_rows.cpp does the same on the host). Spans are of device memory, but
 // for those of copies, which go with the launch. norms [runs][kPageRows], of the rows `from`; 0 behind a

@@ -21,6 +21,21 @@
 
 namespace kvfold::cuda {
 
+// Of a block of any kernel, in bytes; of one that asks for more, as much as the device has for a block.
+inline constexpr size_t kCommonShared = size_t{48} << 10;
+
+// Before the launch of a kernel whose own __shared__ variables take `fixed` bytes. All that the device has is
+// asked for, so that a step recorded earlier with more keeps what it needs.
+template <class Kernel>
+void allow_shared(Kernel* kernel, size_t fixed, size_t dynamic) {
+  if (fixed + dynamic <= kCommonShared) return;
+  int device = 0;
+  int most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - static_cast<int>(fixed));
+}
+
 __device__ __forceinline__ float from_half(uint32_t bits) {
 #if defined(__CUDACC__)
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));

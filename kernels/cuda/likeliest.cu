@@ -14,6 +14,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kEach = 16;  // keys of a thread
 constexpr int kChunk = kThreads * kEach;
+static_assert(kChunk == kLikeliestChunk);
 
 __device__ __forceinline__ uint64_t key_of(const float* from, int i) {
   // NaN is below everything, and -0 is 0.
@@ -59,29 +60,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int chunks_of(int count) { return (count + kChunk - 1) / kChunk; }
-
 }  // namespace
-
-size_t likeliest_scratch_keys(int rows, int columns, int k) {
-  size_t keys = 0;
-  for (int count = columns;;) {
-    const int chunks = chunks_of(count);
-    keys += static_cast<size_t>(rows) * chunks * k;
-    if (chunks == 1) return keys;
-    count = chunks * k;
-  }
-}
 
 const uint64_t* likeliest(const float* x, int rows, int columns, int k, uint64_t* scratch,
                           cudaStream_t stream) {
-  int chunks = chunks_of(columns);
+  int chunks = likeliest_chunks(columns);
   KVFOLD_LAUNCH((likeliest_kernel<float>), dim3(chunks, rows), kThreads, 0, stream, x, columns, k, scratch);
   while (chunks > 1) {
     const uint64_t* from = scratch;
     const int count = chunks * k;
     scratch += static_cast<size_t>(rows) * count;
-    chunks = chunks_of(count);
+    chunks = likeliest_chunks(count);
     KVFOLD_LAUNCH((likeliest_kernel<uint64_t>), dim3(chunks, rows), kThreads, 0, stream, from, count, k,
                   scratch);
   }

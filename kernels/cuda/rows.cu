@@ -89,6 +89,16 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const float* y, const 
   p.out[i] = p.accumulate ? p.out[i] + v : v;
 }
 
+constexpr size_t kNormFixed = 16 * sizeof(float);  // the kernel's own shared memory
+
+void launch_norm(const float* x, const float* norm, float epsilon, int rows, int columns, float* floats,
+                 const QuantizedRows& out, cudaStream_t stream) {
+  if (rows == 0) return;
+  const size_t shared = columns * sizeof(float);
+  allow_shared(norm_kernel, kNormFixed, shared);
+  KVFOLD_LAUNCH(norm_kernel, rows, kThreads, shared, stream, x, norm, epsilon, columns, floats, out);
+}
+
 unsigned blocks_of(size_t count) { return static_cast<unsigned>((count + kThreads - 1) / kThreads); }
 
 }  // namespace
@@ -107,16 +117,16 @@ void swiglu_quantize(const float* gate, const float* up, int rows, int columns, 
 
 void norm_quantize(const float* x, const float* norm, float epsilon, int rows, int columns,
                    const QuantizedRows& out, cudaStream_t stream) {
-  if (rows == 0) return;
-  KVFOLD_LAUNCH(norm_kernel, rows, kThreads, columns * sizeof(float), stream, x, norm, epsilon, columns,
-                static_cast<float*>(nullptr), out);
+  launch_norm(x, norm, epsilon, rows, columns, nullptr, out, stream);
 }
 
 void norm(const float* x, const float* norm, float epsilon, int rows, int columns, float* out,
           cudaStream_t stream) {
-  if (rows == 0) return;
-  KVFOLD_LAUNCH(norm_kernel, rows, kThreads, columns * sizeof(float), stream, x, norm, epsilon, columns, out,
-                QuantizedRows{});
+  launch_norm(x, norm, epsilon, rows, columns, out, {}, stream);
+}
+
+int most_norm_columns(size_t shared_bytes) {
+  return static_cast<int>((shared_bytes - kNormFixed) / sizeof(float));
 }
 
 void swiglu(const float* gate, const float* up, size_t count, float* out, cudaStream_t stream) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,6 +37,9 @@ inline constexpr bool kRecorded = true;
 #else
 inline constexpr bool kRecorded = false;
 #endif
+
+// All shapes, however long they take.
+inline bool full() { return std::getenv("KVFOLD_CUDA_FULL") != nullptr; }
 
 enum class ThreadOrder { kForward, kReverse, kShuffled };
 

@@ -10,6 +10,7 @@
 
 struct cublasContext {
   cudaStream_t stream = nullptr;
+  size_t workspace = 0;  // bytes that it was given
 };
 
 namespace {
@@ -104,6 +105,7 @@ cublasStatus_t queue(cublasHandle_t handle, const Gemm& gemm) {
   if (status != CUBLAS_STATUS_SUCCESS || gemm.m == 0 || gemm.n == 0) return status;
   CUstream_st* stream = simt::find_stream(handle->stream);
   if (stream == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
+  simt::device().use.blas_workspace = handle->workspace;
   const cudaError_t error = simt::enqueue(*stream, [gemm] {
     gemm.run();
     return cudaSuccess;
@@ -149,6 +151,7 @@ cublasStatus_t cublasDestroy(cublasHandle_t handle) {
 cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
   handle->stream = stream;
+  handle->workspace = 0;  // as the reference has it
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -158,8 +161,9 @@ cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t /*mode*/) {
 
 cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void* workspace, size_t bytes) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  return bytes == 0 || simt::on_device(workspace, bytes) ? CUBLAS_STATUS_SUCCESS
-                                                         : CUBLAS_STATUS_INVALID_VALUE;
+  if (bytes > 0 && !simt::on_device(workspace, bytes)) return CUBLAS_STATUS_INVALID_VALUE;
+  handle->workspace = bytes;
+  return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m,

@@ -5,6 +5,7 @@
 
 #include "tests/simt/device_state.h"
 #include "tests/simt/executor.h"
+#include "tests/simt/shared_variables.h"
 
 namespace simt {
 
@@ -37,6 +38,7 @@ bool planted_failure(Call call) {
 
 void fail_call(Call call, int nth, bool forever) { device().failures[call] = {nth, forever}; }
 void set_device_count(int count) { device().device_count = count; }
+void set_capability(int number, int capability) { device().capabilities[number] = capability; }
 void set_driver_version(int version) { device().driver_version = version; }
 void set_device_memory(size_t bytes) { device().memory = bytes; }
 void set_memory_observer(MemoryObserver* observer) { device().observer = observer; }
@@ -66,7 +68,10 @@ DeviceUse device_use() {
 
 cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return finish(cudaSuccess);
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > (64 << 10)) {
+  size_t fixed = 0;
+  for (const MemoryRange& variable : shared_variables(kernel)) fixed += variable.bytes;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+      fixed + static_cast<size_t>(value) > (64 << 10)) {
     return finish(cudaErrorInvalidValue);
   }
   device().shared_limits[kernel] = value;
@@ -186,11 +191,12 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   if (simt::device().device_count == 0) return simt::finish(cudaErrorNoDevice);
   const bool known = device >= 0 && device < simt::device().device_count;
+  if (known) simt::device().current = device;
   return simt::finish(known ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = simt::device().current;
   return simt::finish(simt::device().device_count == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 
@@ -209,8 +215,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   p.maxGridSize[0] = 2147483647;
   p.maxGridSize[1] = p.maxGridSize[2] = 65535;
   p.totalConstMem = 64 << 10;
-  p.major = 7;
-  p.minor = 5;
+  const auto capability = simt::device().capabilities.find(device);
+  p.major = capability == simt::device().capabilities.end() ? 7 : capability->second / 10;
+  p.minor = capability == simt::device().capabilities.end() ? 5 : capability->second % 10;
   p.multiProcessorCount = simt::kMultiprocessors;
   p.memoryBusWidth = 192;
   p.l2CacheSize = 1536 << 10;

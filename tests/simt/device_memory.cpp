@@ -121,6 +121,13 @@ cudaError_t copy_async(Copy copy, cudaMemcpyKind kind, cudaStream_t handle) {
 
 bool on_device(const void* address, size_t bytes) { return within(device().allocations, address, bytes); }
 
+size_t bytes_on(int number) {
+  size_t bytes = 0;
+  for (const auto& [begin, owner] : device().owners)
+    if (owner == number) bytes += device().allocations.at(begin);
+  return bytes;
+}
+
 Allocation find_allocation(const void* address) {
   const auto it = find(device().allocations, address);
   if (it == device().allocations.end()) return {nullptr, 0};
@@ -138,12 +145,14 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   if (const cudaError_t error = simt::refuse_during_capture(); error != cudaSuccess) return finish(error);
   if (bytes == 0) return finish(cudaSuccess);
   simt::DeviceUse& use = device().use;
+  const int current = device().current;
   if (simt::planted_failure(simt::Call::kMalloc) ||
-      bytes > device().memory - std::min(use.bytes, device().memory)) {
+      bytes > device().memory - std::min(simt::bytes_on(current), device().memory)) {
     return finish(cudaErrorMemoryAllocation);
   }
   *pointer = simt::allocate(device().allocations, bytes);
   if (*pointer == nullptr) return finish(cudaErrorMemoryAllocation);
+  device().owners[static_cast<std::byte*>(*pointer)] = current;
   use.bytes += bytes;
   use.peak_bytes = std::max(use.peak_bytes, use.bytes);
   if (device().observer != nullptr) device().observer->allocated({static_cast<std::byte*>(*pointer), bytes});
@@ -162,6 +171,7 @@ cudaError_t cudaFree(void* pointer) {
   }
   if (device().observer != nullptr) device().observer->freed({it->first, it->second});
   device().use.bytes -= it->second;
+  device().owners.erase(it->first);
   device().allocations.erase(it);
   std::free(pointer);
   return finish(cudaSuccess);
@@ -196,7 +206,7 @@ cudaError_t cudaFreeHost(void* pointer) {
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = device().memory;
-  *free = device().memory - std::min(device().memory, device().use.bytes);
+  *free = device().memory - std::min(device().memory, simt::bytes_on(device().current));
   return finish(device().device_count == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 

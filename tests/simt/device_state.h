@@ -40,6 +40,7 @@ struct CUgraphExec_st {
 };
 struct CUstream_st {
   bool follows_default;  // made without cudaStreamNonBlocking
+  int device = 0;
   std::deque<simt::QueuedWork> queue;
   std::unique_ptr<CUgraph_st> capture;  // while work is being recorded
   bool capture_invalidated = false;
@@ -56,14 +57,17 @@ namespace simt {
 
 struct DeviceState {
   int device_count = 1;
+  int current = 0;                  // of the one thread that there is
+  std::map<int, int> capabilities;  // of those that were set
   int driver_version = CUDART_VERSION;
   size_t memory = kDeviceMemory;
   std::map<const std::byte*, size_t> allocations;       // device memory: begin -> bytes
+  std::map<const std::byte*, int> owners;               // the devices of those
   std::map<const std::byte*, size_t> host_allocations;  // pinned host memory
   DeviceUse use{};
   std::map<Call, PlantedFailure> failures;
-  std::map<const void*, int> shared_limits;  // kernel -> dynamic shared memory it may use
-  CUstream_st default_stream{true, {}, nullptr, false};
+  std::map<const void*, int> shared_limits;                 // kernel -> dynamic shared memory it may use
+  CUstream_st default_stream{true, 0, {}, nullptr, false};  // every device's
   std::set<std::unique_ptr<CUstream_st>> streams;
   std::set<std::unique_ptr<CUevent_st>> events;
   std::set<std::unique_ptr<CUgraph_st>> graphs;

@@ -135,6 +135,9 @@ void enqueue_launch(const char* name, const void* kernel, dim3 grid, dim3 block,
   Launch launch{name, grid, block, shared_bytes, std::move(body), kernel};
   cudaError_t error = stream == nullptr ? cudaErrorInvalidResourceHandle : check_launch(launch, kernel);
   if (error == cudaSuccess && device().device_count == 0) error = cudaErrorNoDevice;
+  if (error == cudaSuccess && handle != nullptr && stream->device != device().current)
+    error = mistake(std::string("kernel ") + name + " launched on a stream of a device that is not current",
+                    cudaErrorInvalidResourceHandle);
   if (error == cudaSuccess && planted_failure(Call::kRefusedLaunch)) error = cudaErrorLaunchOutOfResources;
   if (error == cudaSuccess) {
     error = enqueue(*stream, [launch = std::move(launch)] {
@@ -156,6 +159,7 @@ using simt::finish;
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   auto made = std::make_unique<CUstream_st>();
   made->follows_default = (flags & cudaStreamNonBlocking) == 0;
+  made->device = device().current;
   *stream = simt::keep(device().streams, std::move(made));
   return finish(device().device_count == 0 ? cudaErrorNoDevice : cudaSuccess);
 }

@@ -275,6 +275,35 @@ TEST_F(DeviceTest, AMachineWithoutAGpuSaysSo) {
   EXPECT_STREQ(cudaGetErrorName(cudaErrorNoDevice), "cudaErrorNoDevice");
 }
 
+TEST_F(DeviceTest, DevicesHaveTheirOwnMemoryAndStreams) {
+  simt::set_device_count(2);
+  simt::set_capability(1, 86);
+  cudaDeviceProp p{};
+  ASSERT_EQ(cudaGetDeviceProperties(&p, 1), cudaSuccess);
+  EXPECT_EQ(p.major * 10 + p.minor, 86);
+  EXPECT_EQ(cudaSetDevice(2), cudaErrorInvalidDevice);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidDevice);
+  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
+  float* x = device_array({1});
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  EXPECT_EQ(simt::bytes_on(0), 0U);
+  EXPECT_EQ(simt::bytes_on(1), 4U);
+  KVFOLD_LAUNCH(add, 1, 1, 0, stream, x, 1, 1.0F);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+  int current = -1;
+  EXPECT_EQ(cudaGetDevice(&current), cudaSuccess);
+  EXPECT_EQ(current, 0);
+  KVFOLD_LAUNCH(add, 1, 1, 0, stream, x, 1, 1.0F);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidResourceHandle);
+  expect_report("a device that is not current");
+  EXPECT_EQ(read(x, 1)[0], 2);
+  EXPECT_EQ(cudaFree(x), cudaSuccess);
+  EXPECT_EQ(simt::bytes_on(1), 0U);
+}
+
 TEST_F(DeviceTest, ShowsAGtx1660Super) {
   cudaDeviceProp p{};
   ASSERT_EQ(cudaGetDeviceProperties(&p, 0), cudaSuccess);

@@ -22,8 +22,9 @@ inline constexpr size_t kDeviceMemory = size_t{6} << 30;
 // is still allocated is freed; streams, events and graphs are forgotten.
 void reset_device();
 
-void set_device_count(int count);      // 0: a machine without a GPU
-void set_driver_version(int version);  // as cudaDriverGetVersion gives it; 0: no driver
+void set_device_count(int count);                 // 0: a machine without a GPU
+void set_capability(int device, int capability);  // 75, unless it was set
+void set_driver_version(int version);             // as cudaDriverGetVersion gives it; 0: no driver
 void set_device_memory(size_t bytes);
 
 // The runtime's functions that can be made to fail.
@@ -53,8 +54,10 @@ struct DeviceUse {
   uint64_t kernels;             // run since the reset
   uint64_t copies_to_device, copies_to_host;
   uint64_t bytes_to_device, bytes_to_host;
+  size_t blas_workspace;  // bytes that the last product of cuBLAS was given; 0: cuBLAS' own
 };
-DeviceUse device_use();
+DeviceUse device_use();       // of all devices
+size_t bytes_on(int device);  // of device memory that are allocated now
 
 struct Allocation {
   const std::byte* begin;
