@@ -4,7 +4,7 @@
 #   MODEL=name   a model of weights/models.json, or an alias
 #   ARGS='...'   passed on to the program that a target runs
 #   JOBS=n       parallel compilations and tests
-#   TARGET=name  of `fuzz`: gguf, safetensors, cache, tokenizer, prompts, json; SECONDS=n, MINUTES=n: how long
+#   TARGET=name  of `fuzz`: gguf, safetensors, cache, tokenizer, prompts, json, lines; SECONDS=n, MINUTES=n: how long
 #   RUN=folder   of `report` and `rate`: one or more runs, or a folder of runs
 
 MODEL ?= smollm2-135m-instruct
@@ -13,7 +13,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?= python3
 SECONDS ?= 60
 MINUTES ?= 10
-FUZZ_TARGETS := gguf safetensors cache tokenizer prompts json
+FUZZ_TARGETS := gguf safetensors cache tokenizer prompts json lines
 
 CXX_SOURCES = $(shell find kernels engine loaders experiments tests bench -name '*.cpp' -o -name '*.h')
 RUNS := run-2a run-2b run-2c run-2d
@@ -203,10 +203,10 @@ test-interop: release weights-all $(INTEROP_PYTHON) ## caches to transformers an
 # time; the smoke run's is always the same, so that what it says of a change is about the change.
 FUZZ_RUN = mkdir -p build/fuzz/corpus/$(1) && build/fuzz/tests/fuzz/fuzz_$(1) -max_total_time=$(SECONDS) -seed=$(2) -max_len=16384 \
   -timeout=10 -rss_limit_mb=1024 -reload=0 -print_final_stats=1 -artifact_prefix=build/fuzz/found-$(1)- \
-  $(if $(filter prompts json,$(1)),-dict=tests/fuzz/json.dict) build/fuzz/corpus/$(1) tests/fuzz/corpus/$(1)
+  $(if $(filter prompts json lines,$(1)),-dict=tests/fuzz/json.dict) build/fuzz/corpus/$(1) tests/fuzz/corpus/$(1)
 
 fuzz: TARGET := gguf
-fuzz: install-fuzz build/fuzz/build.ninja ## fuzz TARGET=gguf|safetensors|cache|tokenizer|prompts|json for SECONDS=60
+fuzz: install-fuzz build/fuzz/build.ninja ## fuzz TARGET=gguf|safetensors|cache|tokenizer|prompts|json|lines for SECONDS=60
 	@cmake --build build/fuzz -j $(JOBS) --target fuzz_$(TARGET)
 	@$(call FUZZ_RUN,$(TARGET),0)
 

@@ -11,6 +11,7 @@
 #include "experiments/harness/options.h"
 #include "experiments/harness/progress.h"
 #include "experiments/harness/projection.h"
+#include "experiments/say.h"
 
 namespace kvfold {
 namespace {
@@ -68,13 +69,15 @@ class Fit {
   explicit Fit(FitOptions options) : options_(std::move(options)), threads_(make_threads(options_.threads)) {}
 
   Status run() {
+    KVFOLD_RETURN_IF_ERROR(open());
+    KVFOLD_ASSIGN_OR_RETURN(dev_, texts("dev", options_.dev));
+    KVFOLD_ASSIGN_OR_RETURN(train_, texts("train", options_.train));
     // Before hours of work, not behind them.
     for (const std::string& folder : {options_.out, options_.sums}) {
       std::error_code error;
       if (!folder.empty()) std::filesystem::create_directories(folder, error);
       if (error) return Status::error(fmt::format("{}: cannot be made: {}", folder, error.message()));
     }
-    KVFOLD_RETURN_IF_ERROR(open());
     KVFOLD_RETURN_IF_ERROR(prepare_dev());
     KVFOLD_RETURN_IF_ERROR(collect());
     for (Direction& d : directions_) KVFOLD_RETURN_IF_ERROR(finish(d));
@@ -99,8 +102,9 @@ class Fit {
     Session& target = target_ == nullptr ? *source_ : *target_;
     const CacheShape a = source_->model().cache_shape();
     const CacheShape b = target.model().cache_shape();
-    fmt::print(stderr, "sums of {} to {} take {:.0f} MB of memory, and twice that where they are solved\n",
-               options_.source, options_.target, static_cast<double>(RidgeSums::bytes(a, b)) * 1e-6);
+    kvfold::say(fmt::format("sums of {} to {} take {:.0f} MB of memory, and twice that where they are solved",
+                            options_.source, options_.target,
+                            static_cast<double>(RidgeSums::bytes(a, b)) * 1e-6));
     directions_.push_back({options_.source + "-to-" + options_.target,
                            source_.get(),
                            &target,
@@ -131,12 +135,11 @@ class Fit {
     KVFOLD_ASSIGN_OR_RETURN(const std::vector<CorpusText> lines, read_corpus(options_.corpus, split, limit));
     int skipped = 0;
     std::vector<ProjectionText> out = cut_texts(lines, source_->tokenizer(), target().tokenizer(), &skipped);
-    fmt::print(stderr, "{}: {} texts, {} too short\n", split, out.size(), skipped);
+    kvfold::say(fmt::format("{}: {} texts, {} too short", split, out.size(), skipped));
     return out;
   }
 
   Status prepare_dev() {
-    KVFOLD_ASSIGN_OR_RETURN(dev_, texts("dev", options_.dev));
     for (Direction& d : directions_) {
       for (const ProjectionText& text : dev_) {
         d.dev_tokens.push_back(tokens_of(text, d.back));
@@ -212,7 +215,6 @@ class Fit {
   }
 
   Status collect() {
-    KVFOLD_ASSIGN_OR_RETURN(train_, texts("train", options_.train));
     KVFOLD_ASSIGN_OR_RETURN(const size_t done, load_sums());
     constexpr size_t kBatch = 16;       // texts fed at once
     constexpr size_t kSaved = 16 * 32;  // texts between which sums are saved
@@ -325,7 +327,8 @@ class Fit {
     data.notes["rows_count"] = options_.by_attention ? "by the attention that they get" : "alike";
     const std::string path = options_.out + "/" + d.name + ".safetensors";
     KVFOLD_RETURN_IF_ERROR(save_projector(data, path));
-    fmt::print(stderr, "{}: {:.1f} MB\n", path, static_cast<double>(std::filesystem::file_size(path)) * 1e-6);
+    kvfold::say(
+        fmt::format("{}: {:.1f} MB", path, static_cast<double>(std::filesystem::file_size(path)) * 1e-6));
     return {};
   }
 

@@ -13,6 +13,7 @@
 #include "experiments/backend_options.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/projection.h"
+#include "experiments/say.h"
 
 namespace kvfold {
 namespace {
@@ -97,7 +98,7 @@ class Training {
     KVFOLD_ASSIGN_OR_RETURN(const std::vector<CorpusText> lines, read_corpus(o_.corpus, split, limit));
     int skipped = 0;
     std::vector<ProjectionText> out = cut_texts(lines, source_->tokenizer(), target_->tokenizer(), &skipped);
-    fmt::print(stderr, "{}: {} texts, {} too short\n", split, out.size(), skipped);
+    say(fmt::format("{}: {} texts, {} too short", split, out.size(), skipped));
     if (out.empty())
       return Status::error(fmt::format("{}: no text of the split '{}' is long enough", o_.corpus, split));
     return out;
@@ -137,18 +138,17 @@ class Training {
     const int64_t rows = tokens + int64_t{o_.batch} * kContextTokens;
     const ModelConfig& config = target_->model().config();
     const auto megabytes = [](int64_t bytes) { return 1e-6 * static_cast<double>(bytes); };
-    fmt::print(stderr,
-               "memory: {} parameters with gradients and moments {:.0f} MB, a batch {:.0f} MB, the "
-               "receiver's decoded "
-               "weights {:.0f} MB\n",
-               trainer_->parameters(), megabytes(trainer_->bytes()),
-               megabytes(Receiver::bytes(config, tokens, rows, kContextTokens + kContinuationTokens)),
-               o_.small ? 0.0 : megabytes(Receiver::decoded_bytes(receiver)));
+    say(
+        fmt::format("memory: {} parameters with gradients and moments {:.0f} MB, a batch {:.0f} MB, the "
+                    "receiver's decoded weights {:.0f} MB",
+                    trainer_->parameters(), megabytes(trainer_->bytes()),
+                    megabytes(Receiver::bytes(config, tokens, rows, kContextTokens + kContinuationTokens)),
+                    o_.small ? 0.0 : megabytes(Receiver::decoded_bytes(receiver))));
     receiver_ =
         Receiver::create(receiver, gemm_, o_.small ? Receiver::Weights::kAsMet : Receiver::Weights::kOnce);
     if (!o_.fresh && std::filesystem::exists(checkpoint())) {
       KVFOLD_RETURN_IF_ERROR(trainer_->load(checkpoint(), identity_));
-      fmt::print(stderr, "{}: goes on behind step {}\n", checkpoint(), trainer_->state().step);
+      say(fmt::format("{}: goes on behind step {}", checkpoint(), trainer_->state().step));
       return {};
     }
     constexpr int kTexts = 32;
@@ -255,8 +255,8 @@ class Training {
     KVFOLD_ASSIGN_OR_RETURN(const double nll,
                             trainer_->evaluate(training(prepared_dev_), o_.batch, *receiver_));
     trainer_->note(nll);
-    fmt::print(stderr, "step {}: dev NLL {:.4f}, {:.1f}% of the gap{}\n", trainer_->state().step, nll,
-               100 * gap(nll), trainer_->state().stale == 0 ? "" : ", no better");
+    say(fmt::format("step {}: dev NLL {:.4f}, {:.1f}% of the gap{}", trainer_->state().step, nll,
+                    100 * gap(nll), trainer_->state().stale == 0 ? "" : ", no better"));
     if (trainer_->state().stale > 0) return {};
     return write_out();
   }
@@ -280,9 +280,9 @@ class Training {
     const double seconds = std::chrono::duration<double>(Clock::now() - begun_).count();
     const double left =
         seconds / static_cast<double>(step - first_step_) * static_cast<double>(o_.trainer.steps - step);
-    fmt::print(stderr, "step {}/{}  loss {:.4f}  gradient {:.2f}  {:.1f} tokens/s  {:.0f} min left\n", step,
-               o_.trainer.steps, nll, trainer_->gradient_norm(), static_cast<double>(tokens_) / seconds,
-               left / 60);
+    say(fmt::format("step {}/{}  loss {:.4f}  gradient {:.2f}  {:.1f} tokens/s  {:.0f} min left", step,
+                    o_.trainer.steps, nll, trainer_->gradient_norm(), static_cast<double>(tokens_) / seconds,
+                    left / 60));
   }
 
   Status write_out() const {

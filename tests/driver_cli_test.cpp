@@ -113,6 +113,54 @@ TEST_F(Driver, InterruptedRunGoesOnToTheSameRecords) {
   EXPECT_EQ(run(command + "whole").err.find("going on"), std::string::npos);
 }
 
+// Records that somebody else wrote, or that stand there twice, are cut off and made anew; those that pass for
+// whole but lack what the table needs are refused by the file's name.
+TEST_F(Driver, ForeignRecordsDoNotCount) {
+  folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 2));
+  const std::string command =
+      "run_2a --model tiny.gguf -n 2 --framings raw --family --prompts set.jsonl --runs runs";
+  ASSERT_EQ(run(command).status, 0);
+  const std::string whole = all_records("runs");
+  const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file("runs"))->path();
+  const auto go_on_with = [&](const std::string& records) {
+    auto manifest = nlohmann::ordered_json::parse(TemporaryFolder::read(run_folder / "manifest.json"));
+    manifest["complete"] = false;
+    std::ofstream(run_folder / "manifest.json") << manifest.dump();
+    std::ofstream(run_folder / "trials.jsonl") << records;
+    return run(command);
+  };
+  std::string foreign;
+  for (int i = 0; i < 24; ++i) foreign += "{\"trial\":\"another" + std::to_string(i / 12) + "\"}\n";
+  for (const std::string& records :
+       {foreign, whole + whole, whole + "{\"trial\":5}\n", std::string("{\0}\n", 4)}) {
+    const Ran ran = go_on_with(records);
+    EXPECT_EQ(ran.status, 0) << ran.err;
+    EXPECT_EQ(all_records("runs"), whole);
+  }
+  const std::string id = nlohmann::json::parse(whole.substr(0, whole.find('\n'))).at("trial");
+  std::string hollow;
+  for (int i = 0; i < 12; ++i) hollow += "{\"trial\":\"" + id + "\",\"set\":\"plan\"}\n";
+  const Ran ran = go_on_with(hollow);
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_NE(ran.err.find("trials.jsonl: found records that are not of a run"), std::string::npos) << ran.err;
+}
+
+// Whatever an argument holds, a message shows of it what can be printed, and no more of it than can be read.
+TEST_F(Driver, ForeignArgumentsAreShownInOneShortPrintableLine) {
+  Ran ran = run("run_2a --model tiny.gguf --framings \"raw,$(printf '\\033[31m\\007\\302\\233')\"");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_EQ(ran.err, "kvfold: framing '?[31m???': expected raw, qa, chat or system\n");
+  ran = run("run_2a --threads \"$(printf '%0100000d' 0)\"");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_LT(ran.err.size(), 600U);
+}
+
+TEST_F(Driver, ArgumentsThatNoManifestCanHoldAreRefusedFirst) {
+  const Ran ran = run("run_2a --model tiny.gguf -n 2 --framings raw --runs $(printf '\\377')");
+  EXPECT_EQ(ran.status, 2);
+  EXPECT_EQ(ran.err, "kvfold: ?: found an argument that is no UTF-8, expected UTF-8, as manifests are\n");
+}
+
 TEST_F(Driver, QuantizedModelIsAnotherModel) {
   const auto manifest = [&](const std::string& runs) {
     const std::filesystem::path run_folder = std::filesystem::directory_iterator(folder_.file(runs))->path();

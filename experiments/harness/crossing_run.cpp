@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <numeric>
 
@@ -15,6 +16,7 @@
 #include "experiments/harness/progress.h"
 #include "experiments/harness/run_folder.h"
 #include "experiments/harness/table.h"
+#include "experiments/say.h"
 
 namespace kvfold {
 namespace {
@@ -121,14 +123,16 @@ class Run {
     manifest["started"] = utc_now();
     manifest["complete"] = false;
     KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
+    const std::vector<Batch> batches = this->batches();
+    std::set<std::string> names;
+    for (const Batch& batch : batches) names.insert(batch.name);
     KVFOLD_ASSIGN_OR_RETURN(const std::set<std::string> done,
-                            folder.open_records("trials.jsonl", [](const nlohmann::json& x) {
-                              return RunFolder::Group{x.value("group", ""), x.value("lines", 1)};
+                            folder.open_records("trials.jsonl", names, [](const nlohmann::json& x) {
+                              return RunFolder::Group{x.value("group", ""), x.value("lines", int64_t{0})};
                             }));
-    KVFOLD_RETURN_IF_ERROR(measure(folder, done));
-    KVFOLD_ASSIGN_OR_RETURN(const std::vector<nlohmann::json> lines,
-                            read_lines(folder.path() + "/trials.jsonl"));
-    manifest["results"] = summarise(lines);
+    KVFOLD_RETURN_IF_ERROR(measure(folder, batches, done));
+    const auto results = [&](const std::vector<nlohmann::json>& lines) { return summarise(lines); };
+    KVFOLD_ASSIGN_OR_RETURN(manifest["results"], make_of_lines(folder.path() + "/trials.jsonl", results));
     manifest["finished"] = utc_now();
     manifest["complete"] = true;
     KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
@@ -180,8 +184,8 @@ class Run {
     for (const Projector* p : {projector_.get(), reference_.get(), shuffled_.get()})
       if (p != nullptr) KVFOLD_RETURN_IF_ERROR(check_unseen(p->data(), texts_));
     KVFOLD_ASSIGN_OR_RETURN(facts_, read_facts(options_.facts, options_.driver.limit));
-    fmt::print(stderr, "{}: {} texts of {} ({} too short), {} facts\n", options_.documents, texts_.size(),
-               options_.split, skipped, facts_.size());
+    say(fmt::format("{}: {} texts of {} ({} too short), {} facts", options_.documents, texts_.size(),
+                    options_.split, skipped, facts_.size()));
     return {};
   }
 
@@ -226,50 +230,48 @@ class Run {
             shuffled_.get(), threads_.get(), options_.driver.seed};
   }
 
-  // Runs a group of lines unless it is there, and appends it.
-  template <class Work>
-  Status group(RunFolder& folder, const std::set<std::string>& done, Progress& progress,
-               const std::string& name, const Work& work) {
-    if (done.contains(name)) return {};
-    KVFOLD_ASSIGN_OR_RETURN(std::vector<Json> lines, work());
-    for (Json& line : lines) {
-      line["group"] = name;
-      line["lines"] = lines.size();
+  // Lines that are measured and written at once.
+  struct Batch {
+    std::string name;
+    std::function<Result<std::vector<Json>>()> measure;
+  };
+
+  std::vector<Batch> batches() {
+    constexpr size_t kBatch = 24;  // texts, and facts, at once
+    std::vector<Batch> out;
+    for (size_t begin = 0, end = 0; begin < texts_.size(); begin = end) {
+      end = std::min(texts_.size(), begin + kBatch);
+      if (texts_.size() - end == 1) ++end;  // at least two texts in the last batch
+      const auto some = std::span(texts_).subspan(begin, end - begin);
+      out.push_back(
+          {fmt::format("texts {}-{}", begin, end), [this, some] { return measure_texts(crossing(), some); }});
     }
-    KVFOLD_RETURN_IF_ERROR(folder.append(lines));
-    progress.step(name);
-    return {};
+    for (size_t begin = 0; begin < facts_.size(); begin += kBatch) {
+      const auto some = std::span(facts_).subspan(begin, std::min(kBatch, facts_.size() - begin));
+      out.push_back({fmt::format("facts {}", begin),
+                     [this, some] { return measure_facts(crossing(), some, kFactTokens); }});
+    }
+    out.push_back({"cases", [this] {
+                     return measure_cases(crossing(), {"qa", "chat"}, options_.driver.count);
+                   }});
+    return out;
   }
 
-  Status measure(RunFolder& folder, const std::set<std::string>& done) {
-    constexpr size_t kBatch = 24;  // texts, and facts, at once
-    // At least two texts in the last batch.
-    std::vector<std::pair<size_t, size_t>> batches;
-    for (size_t begin = 0; begin < texts_.size(); begin += kBatch) {
-      const size_t end = std::min(texts_.size(), begin + kBatch);
-      if (end - begin == 1 && !batches.empty()) {
-        batches.back().second = end;
-      } else {
-        batches.emplace_back(begin, end);
+  // Measures and appends the batches that are not there.
+  static Status measure(RunFolder& folder, std::span<const Batch> batches,
+                        const std::set<std::string>& done) {
+    Progress progress("2e", batches.size() - done.size());
+    for (const Batch& batch : batches) {
+      if (done.contains(batch.name)) continue;
+      KVFOLD_ASSIGN_OR_RETURN(std::vector<Json> lines, batch.measure());
+      for (Json& line : lines) {
+        line["group"] = batch.name;
+        line["lines"] = lines.size();
       }
+      KVFOLD_RETURN_IF_ERROR(folder.append(lines));
+      progress.step(batch.name);
     }
-    const size_t fact_batches = (facts_.size() + kBatch - 1) / kBatch;
-    Progress progress("2e", batches.size() + fact_batches + 1 - done.size());
-    for (const std::pair<size_t, size_t>& batch : batches) {
-      const auto some = std::span(texts_).subspan(batch.first, batch.second - batch.first);
-      KVFOLD_RETURN_IF_ERROR(group(folder, done, progress,
-                                   fmt::format("texts {}-{}", batch.first, batch.second),
-                                   [&] { return measure_texts(crossing(), some); }));
-    }
-    for (size_t begin = 0; begin < facts_.size(); begin += kBatch)
-      KVFOLD_RETURN_IF_ERROR(group(folder, done, progress, fmt::format("facts {}", begin), [&] {
-        return measure_facts(crossing(),
-                             std::span(facts_).subspan(begin, std::min(kBatch, facts_.size() - begin)),
-                             kFactTokens);
-      }));
-    return group(folder, done, progress, "cases", [&] {
-      return measure_cases(crossing(), {"qa", "chat"}, options_.driver.count);
-    });
+    return {};
   }
 
   Json summarise(const std::vector<nlohmann::json>& lines) const {
@@ -297,7 +299,7 @@ class Run {
                "city likelier", "name said", "city said");
     for (const auto& [kind, conditions] : results["facts"].items())
       for (const auto& [name, entry] : conditions.items())
-        fmt::print("{:10}{:12}{:14.2f}{:14.2f}{:11.2f}{:11.2f}\n", kind, name,
+        fmt::print("{:10}{:12}{:14.2f}{:14.2f}{:11.2f}{:11.2f}\n", one_line(kind), one_line(name),
                    entry["name_likelier"]["value"].get<double>(),
                    entry["city_likelier"]["value"].get<double>(), entry["said_name"]["value"].get<double>(),
                    entry["said_city"]["value"].get<double>());

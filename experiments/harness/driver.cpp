@@ -15,6 +15,7 @@
 #include "experiments/harness/replay.h"
 #include "experiments/harness/run_folder.h"
 #include "experiments/harness/table.h"
+#include "experiments/say.h"
 
 namespace kvfold {
 namespace {
@@ -44,18 +45,25 @@ class Run {
                             RunFolder::open(options_.runs, experiment_.phase, identity, options_.fresh));
     Json manifest = make_manifest(decides(), description, folder);
     KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
-    const auto lines = static_cast<int>(framings_.size() * std::size(kConditions));
+    const auto lines = static_cast<int64_t>(framings_.size() * std::size(kConditions));
     KVFOLD_ASSIGN_OR_RETURN(const std::set<std::string> done,
-                            folder.open_records("trials.jsonl", [&](const nlohmann::json& x) {
+                            folder.open_records("trials.jsonl", ids(), [&](const nlohmann::json& x) {
                               return RunFolder::Group{x.value("trial", ""), lines};
                             }));
     KVFOLD_RETURN_IF_ERROR(run_trials(folder, done));
+    const std::string path = folder.path() + "/trials.jsonl";
+    KVFOLD_ASSIGN_OR_RETURN(const std::string table, make_table(path));
     const size_t cases = trials_.size() * framings_.size();
     manifest["checks"] = {{"same-cache", cases}, {"text", cases}};
     manifest["finished"] = utc_now();
     manifest["complete"] = true;
     KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
-    return print_table(folder.path());
+    fmt::print(
+        "Phase {}: {}\n{}\n\n{}\n\nModel {}, {} tokens, greedy. Same-cache equals baseline, and transfer "
+        "equals text, bit for bit.\n{}\n",
+        experiment_.phase, experiment_.question, table, experiment_.reading, options_.model, options_.count,
+        path);
+    return {};
   }
 
  private:
@@ -77,13 +85,18 @@ class Run {
             {"conditions", conditions}};
   }
 
+  std::set<std::string> ids() const {
+    std::set<std::string> out;
+    for (const Trial* trial : trials_) out.insert(trial->id);
+    return out;
+  }
+
   Status run_trials(RunFolder& folder, const std::set<std::string>& done) {
     std::vector<const Trial*> left;
     for (const Trial* trial : trials_)
       if (!done.contains(trial->id)) left.push_back(trial);
     if (folder.resumed())
-      fmt::print(stderr, "{}: going on, {} of {} trials are there\n", folder.path(), done.size(),
-                 trials_.size());
+      say(fmt::format("{}: going on, {} of {} trials are there", folder.path(), done.size(), trials_.size()));
     Progress progress(experiment_.phase, left.size());
     for (size_t begin = 0; begin < left.size(); begin += kBlock) {
       const std::span<const Trial* const> block(left.data() + begin, std::min(kBlock, left.size() - begin));
@@ -177,20 +190,14 @@ class Run {
     return {};
   }
 
-  Status print_table(const std::string& folder) const {
+  static Result<std::string> make_table(const std::string& path) {
     const bool colour = isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr;
     winsize size{};
     const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
     constexpr int kWidth = 140;
-    KVFOLD_ASSIGN_OR_RETURN(const std::vector<nlohmann::json> lines, read_lines(folder + "/trials.jsonl"));
-    fmt::print(
-        "{}\n{}\n\n{}\n\nModel {}, {} tokens, greedy. Same-cache equals baseline, and transfer equals text, "
-        "bit for "
-        "bit.\n{}\n",
-        fmt::format("Phase {}: {}", experiment_.phase, experiment_.question),
-        format_table(lines, known ? size.ws_col : kWidth, colour), experiment_.reading, options_.model,
-        options_.count, folder + "/trials.jsonl");
-    return {};
+    return make_of_lines(path, [&](const std::vector<nlohmann::json>& lines) {
+      return format_table(lines, known ? size.ws_col : kWidth, colour);
+    });
   }
 
   const Experiment& experiment_;

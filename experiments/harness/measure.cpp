@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "engine/kv/ops.h"
+#include "engine/printable.h"
 #include "experiments/harness/attention_mass.h"
 #include "experiments/harness/scoring.h"
 
@@ -16,7 +17,7 @@ namespace {
 // Bits that must be equal, or no result of this run means anything.
 Status check_equal(const FramedTrial& trial, const Continuation& a, const Continuation& b, const char* what) {
   if (a.ids == b.ids && a.hashes == b.hashes && a.ended == b.ended && a.stalled == b.stalled) return {};
-  return Status::error(fmt::format("trial '{}' ({}): {} differ; the run is void", trial.trial->id,
+  return Status::error(fmt::format("trial '{}' ({}): {} differ; the run is void", printable(trial.trial->id),
                                    framing_name(trial.framing), what));
 }
 

@@ -12,21 +12,14 @@
 #include <sstream>
 #include <thread>
 
+#include "engine/printable.h"
+#include "engine/tokenizer/utf8.h"
 #include "experiments/backend_options.h"
 #include "experiments/last_words.h"
+#include "experiments/say.h"
 
 namespace kvfold {
 namespace {
-
-constexpr int kBadInput = 2;
-
-int fail(std::string message) {
-  for (char& c : message)
-    if (c == '\n' || c == '\r') c = ' ';
-  std::fputs(("kvfold: " + message + "\n").c_str(),
-             stderr);  // and where nobody can be told, no more is to be done
-  return kBadInput;
-}
 
 std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
@@ -82,11 +75,15 @@ int run_program(int argc, char** argv, CLI::App& app, DriverOptions& options,
   prepare_last_words();
   options.command.assign(argv, argv + argc);
   try {
+    for (const std::string& argument : options.command)
+      if (utf8_valid_prefix(argument) != argument.size())
+        return fail(fmt::format("{}: found an argument that is no UTF-8, expected UTF-8, as manifests are",
+                                argument));
     app.parse(argc, argv);
     const Status status = body();
     return status.ok() ? 0 : fail(status.message());
   } catch (const CLI::ParseError& error) {
-    return error.get_exit_code() == 0 ? app.exit(error) : fail(error.what());
+    return error.get_exit_code() == 0 ? app.exit(error) : fail(error.what(), kMostParserLine);
   } catch (const std::bad_alloc&) {
     return fail_for_memory();
   } catch (const std::exception& error) {
@@ -99,7 +96,7 @@ Result<std::unique_ptr<Session>> open_session(const DriverOptions& options) {
   open.backend = options.backend;
   open.device = options.device;
   KVFOLD_ASSIGN_OR_RETURN(open.quantization, Quantization::parse(options.quantize));
-  open.notice = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+  open.notice = [](const std::string& line) { say(line); };
   open.cpu.threads = options.threads;
   open.cpu.precision = options.exact ? Precision::kExact : Precision::kInt8;
   return open_session(options.model, open);
@@ -116,7 +113,7 @@ Result<std::vector<Framing>> parse_framings(const std::string& list) {
   for (std::string word; std::getline(words, word, ',');) {
     KVFOLD_ASSIGN_OR_RETURN(const Framing framing, parse_framing(word));
     if (std::find(out.begin(), out.end(), framing) != out.end())
-      return Status::error(fmt::format("framings '{}': {} is named twice", list, word));
+      return Status::error(fmt::format("framings '{}': {} is named twice", printable(list), word));
     out.push_back(framing);
   }
   if (out.empty()) return Status::error("framings: expected at least one of raw, qa, chat, system");
@@ -179,10 +176,10 @@ nlohmann::ordered_json make_manifest(const nlohmann::ordered_json& what,
   manifest["insertion"] = "start/follow";
   manifest["checks"] = {{"same-cache", nullptr}, {"text", nullptr}};
   manifest["thresholds"] = nullptr;
-  const nlohmann::ordered_json& old = folder.old_manifest();
+  const nlohmann::json& old = folder.old_manifest();
   const bool counted = folder.resumed() && old.contains("resumed") && old["resumed"].is_number_unsigned();
-  manifest["started"] =
-      folder.resumed() && old.contains("started") ? old["started"] : nlohmann::ordered_json(utc_now());
+  const bool dated = folder.resumed() && old.contains("started") && old["started"].is_string();
+  manifest["started"] = dated ? old["started"].get<std::string>() : utc_now();
   manifest["finished"] = nullptr;
   manifest["complete"] = false;
   manifest["resumed"] = (counted ? old["resumed"].get<uint64_t>() : 0) + (folder.resumed() ? 1 : 0);

@@ -5,6 +5,8 @@
 
 #include <cstdio>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -30,7 +32,7 @@ void Progress::step(const std::string& what) {
   const double left = passed / static_cast<double>(done_) * static_cast<double>(total_ - done_);
   const std::string line =
       fmt::format("{} [{}{}] {}/{}, {} left: {}", name_, std::string(filled, '#'),
-                  std::string(kWidth - filled, '.'), done_, total_, duration(left), what);
+                  std::string(kWidth - filled, '.'), done_, total_, duration(left), one_line(what, 120));
   if (terminal_) {
     fmt::print(stderr, "\r\x1b[K{}{}", line, done_ == total_ ? "\n" : "");
   } else {

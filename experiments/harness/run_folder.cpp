@@ -14,6 +14,7 @@
 #include <new>
 
 #include "engine/file.h"
+#include "engine/strict_json.h"
 
 namespace kvfold {
 namespace {
@@ -32,15 +33,15 @@ std::string utc_time() {
 }
 
 // The manifest of a run that this identity could go on with; null if there is none.
-nlohmann::ordered_json unfinished_manifest(const std::string& folder, const std::string& identity) {
+nlohmann::json unfinished_manifest(const std::string& folder, const std::string& identity) {
   const Result<std::string> text = read_text_file(folder + "/manifest.json");
   if (!text.ok()) return nullptr;
-  nlohmann::ordered_json manifest = nlohmann::ordered_json::parse(*text, nullptr, false);
+  Result<nlohmann::json> manifest = parse_json(*text);
   // Compared as JSON, so that a value of any type is an answer.
-  if (!manifest.is_object() || !manifest.contains("complete") || manifest["complete"] != false ||
-      !manifest.contains("identity") || manifest["identity"] != identity)
+  if (!manifest.ok() || !manifest->is_object() || manifest->value("complete", nlohmann::json()) != false ||
+      manifest->value("identity", nlohmann::json()) != identity)
     return nullptr;
-  return manifest;
+  return std::move(*manifest);
 }
 
 // A lock that is held until the descriptor is closed, -1 if another process has it.
@@ -146,7 +147,8 @@ Status RunFolder::write_manifest(nlohmann::ordered_json manifest) const {
 }
 
 Result<std::set<std::string>> RunFolder::open_records(
-    const std::string& file, const std::function<Group(const nlohmann::json&)>& group_of) {
+    const std::string& file, const std::set<std::string>& groups,
+    const std::function<Group(const nlohmann::json&)>& group_of) {
   records_path_ = path_ + "/" + file;
   records_ = ::open(records_path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (records_ < 0) return system_error(records_path_, "open");
@@ -154,17 +156,16 @@ Result<std::set<std::string>> RunFolder::open_records(
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(records_path_));
   size_t kept = 0;
   std::string group;
-  int count = 0;
+  int64_t count = 0;
   for (size_t begin = 0, end = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
-    const auto record =
-        nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
-                              text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    const Result<nlohmann::json> record = parse_json(std::string_view(text).substr(begin, end - begin));
     Group next;
     try {
-      if (record.is_object()) next = group_of(record);
+      if (record.ok() && record->is_object()) next = group_of(*record);
     } catch (const nlohmann::json::exception&) {  // a value of another type: no record of ours
     }
-    if (next.name.empty() || (count > 0 && next.name != group)) break;
+    if (next.lines < 1 || !groups.contains(next.name) || whole.contains(next.name)) break;
+    if (count > 0 && next.name != group) break;
     group = next.name;
     if (++count < next.lines) continue;
     whole.insert(group);

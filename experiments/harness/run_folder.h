@@ -30,18 +30,19 @@ class RunFolder {
   bool resumed() const { return resumed_; }
 
   // The manifest of a resumed run; null for a new one.
-  const nlohmann::ordered_json& old_manifest() const { return old_manifest_; }
+  const nlohmann::json& old_manifest() const { return old_manifest_; }
   // Writes manifest.json whole. The run's identity is added to it.
   Status write_manifest(nlohmann::ordered_json manifest) const;
 
-  // Which lines belong together: a line's group, and how many lines that has. An empty name: no record.
+  // Which lines belong together: a line's group, and how many lines that has, at least one.
   struct Group {
     std::string name;
-    int lines = 0;
+    int64_t lines = 0;
   };
   // Opens `file` (such as trials.jsonl) for appending. Of what an earlier process left, lines are kept up to
-  // the first group that is not whole. Gives the groups kept.
-  Result<std::set<std::string>> open_records(const std::string& file,
+  // the first group that is not whole, stands there already, or is none of `groups`, those that the run is
+  // made of. Gives the groups kept.
+  Result<std::set<std::string>> open_records(const std::string& file, const std::set<std::string>& groups,
                                              const std::function<Group(const nlohmann::json&)>& group_of);
   // Appends the lines of one group with one write, and flushes them to disk.
   Status append(std::span<const nlohmann::ordered_json> records);
@@ -60,7 +61,7 @@ class RunFolder {
   std::string path_;
   std::string scratch_;
   std::string identity_;
-  nlohmann::ordered_json old_manifest_;
+  nlohmann::json old_manifest_;
   bool resumed_ = false;
   std::string records_path_;
   int records_ = -1;  // file descriptors

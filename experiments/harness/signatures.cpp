@@ -7,9 +7,11 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "engine/file.h"
 #include "engine/kv/ops.h"
+#include "engine/printable.h"
 #include "experiments/harness/cache_signature.h"
 #include "experiments/harness/options.h"
 #include "experiments/harness/progress.h"
@@ -52,8 +54,8 @@ Result<Json> measure_prompt(Session& session, const nlohmann::json& prompt) {
   const std::vector<TokenId> ids =
       tokenizer.encode(prompt.at("text").get<std::string>(), {/*parse_special=*/false, /*add_bos=*/false});
   if (ids.size() < 2)
-    return Status::error(
-        fmt::format("prompt '{}': expected at least two tokens", prompt.at("id").get<std::string>()));
+    return Status::error(fmt::format("prompt '{}': expected at least two tokens",
+                                     printable(prompt.at("id").get<std::string>())));
   std::vector<TokenId> prefix;
   if (tokenizer.source().add_bos) prefix.push_back(tokenizer.source().bos);
   KvCache before = session.make_cache();
@@ -98,7 +100,7 @@ std::string summary(const std::vector<nlohmann::json>& lines) {
   for (const char* column : columns) out += fmt::format(" {:>{}}", column, std::string_view(column).size());
   out += "\n";
   for (const auto& [kind, sums] : kinds) {
-    out += fmt::format("{:<14} {:>7}", kind, sums.first);
+    out += fmt::format("{:<14} {:>7}", one_line(kind), sums.first);
     for (size_t i = 0; i < columns.size(); ++i)
       out += fmt::format(" {:>{}.3f}", sums.second[i] / sums.first, std::string_view(columns[i]).size());
     out += "\n";
@@ -110,12 +112,17 @@ Status run(const DriverOptions& options) {
   const std::string path = options.prompts.empty() ? prompt_set_path("signatures") : options.prompts;
   KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   KVFOLD_ASSIGN_OR_RETURN(std::vector<nlohmann::json> prompts, read_lines(path));
-  for (size_t i = 0; i < prompts.size(); ++i)
+  if (options.limit > 0 && prompts.size() > static_cast<size_t>(options.limit))
+    prompts.resize(static_cast<size_t>(options.limit));
+  std::set<std::string> ids;
+  for (size_t i = 0; i < prompts.size(); ++i) {
     for (const char* key : {"id", "kind", "template", "pair", "set", "text"})
       if (!prompts[i].contains(key) || !prompts[i][key].is_string())
         return Status::error(fmt::format("{}:{}: {}: expected a string", path, i + 1, key));
-  if (options.limit > 0 && prompts.size() > static_cast<size_t>(options.limit))
-    prompts.resize(static_cast<size_t>(options.limit));
+    if (!ids.insert(prompts[i]["id"]).second)
+      return Status::error(fmt::format("{}:{}: id: found '{}' a second time", path, i + 1,
+                                       printable(prompts[i]["id"].get<std::string>())));
+  }
   KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, open_session(options));
   const Json what = {{"kvfold_trials", 1},
                      {"phase", "signatures"},
@@ -129,7 +136,7 @@ Status run(const DriverOptions& options) {
   Json manifest = make_manifest(what, description, folder);
   KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
   KVFOLD_ASSIGN_OR_RETURN(const std::set<std::string> done,
-                          folder.open_records("signatures.jsonl", [](const nlohmann::json& x) {
+                          folder.open_records("signatures.jsonl", ids, [](const nlohmann::json& x) {
                             return RunFolder::Group{x.value("prompt", ""), 1};
                           }));
   Progress progress("signatures", prompts.size() - done.size());
@@ -140,13 +147,13 @@ Status run(const DriverOptions& options) {
     KVFOLD_RETURN_IF_ERROR(folder.append(std::span(&line, 1)));
     progress.step(prompt.at("id"));
   }
+  KVFOLD_ASSIGN_OR_RETURN(const std::string means,
+                          make_of_lines(folder.path() + "/signatures.jsonl", summary));
   manifest["finished"] = utc_now();
   manifest["complete"] = true;
   KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
-  KVFOLD_ASSIGN_OR_RETURN(const std::vector<nlohmann::json> lines,
-                          read_lines(folder.path() + "/signatures.jsonl"));
-  fmt::print("{}\nMeans over prompts and layers; effect sizes with intervals are the report's.\n{}\n",
-             summary(lines), folder.path() + "/signatures.jsonl");
+  fmt::print("{}\nMeans over prompts and layers; effect sizes with intervals are the report's.\n{}\n", means,
+             folder.path() + "/signatures.jsonl");
   return {};
 }
 

@@ -15,6 +15,7 @@
 #include "experiments/harness/scoring.h"
 #include "experiments/harness/sweep_measure.h"
 #include "experiments/harness/table.h"
+#include "experiments/say.h"
 
 namespace kvfold {
 namespace {
@@ -35,25 +36,28 @@ class SweepRun {
     Json manifest = make_manifest(decides(), description, folder);
     KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
     KVFOLD_ASSIGN_OR_RETURN(const std::set<std::string> done,
-                            folder.open_records("trials.jsonl", [](const nlohmann::json& x) {
-                              return RunFolder::Group{x.value("trial", ""), x.value("lines", 1)};
+                            folder.open_records("trials.jsonl", ids(), [](const nlohmann::json& x) {
+                              return RunFolder::Group{x.value("trial", ""), x.value("lines", int64_t{0})};
                             }));
     if (folder.resumed())
-      fmt::print(stderr, "{}: going on, {} of {} trials are there\n", folder.path(), done.size(),
-                 trials_.size());
+      say(fmt::format("{}: going on, {} of {} trials are there", folder.path(), done.size(), trials_.size()));
     Progress progress(sweep_.name, trials_.size() - done.size());
     for (const auto& [set, trial] : trials_) {
       if (done.contains(trial->id)) continue;
       KVFOLD_RETURN_IF_ERROR(run_trial(folder, *set, *trial));
       progress.step(trial->id);
     }
+    const std::string path = folder.path() + "/trials.jsonl";
+    KVFOLD_ASSIGN_OR_RETURN(const std::string table, make_of_lines(path, format_sweep));
     manifest["checks"] = {
         {"same-cache", nullptr},
         {"text", sweep_.name == "position" ? Json(trials_.size() * framings_.size()) : nullptr}};
     manifest["finished"] = utc_now();
     manifest["complete"] = true;
     KVFOLD_RETURN_IF_ERROR(folder.write_manifest(manifest));
-    return print_table(folder.path());
+    fmt::print("{}: {}\n{}\n{}\n\nModel {}. Means over {} trials; intervals are the report's.\n{}\n",
+               sweep_.name, sweep_.question, table, sweep_.reading, options_.model, trials_.size(), path);
+    return {};
   }
 
  private:
@@ -97,6 +101,12 @@ class SweepRun {
             {"conditions", {"baseline", "text", "transfer", "mismatched"}}};
   }
 
+  std::set<std::string> ids() const {
+    std::set<std::string> out;
+    for (const auto& entry : trials_) out.insert(entry.second->id);
+    return out;
+  }
+
   Status run_trial(RunFolder& folder, const PromptSet& set, const Trial& trial) {
     const Trial& other = set.by_id(trial.mismatched);
     std::vector<Json> lines;
@@ -110,16 +120,6 @@ class SweepRun {
     for (Json& line : lines) line["lines"] = lines.size();
     KVFOLD_RETURN_IF_ERROR(weights_unchanged(session_));
     return folder.append(lines);
-  }
-
-  // Each series at the mean of its points over trials: the own source's reference uplift, and the unrelated
-  // one's.
-  Status print_table(const std::string& folder) const {
-    KVFOLD_ASSIGN_OR_RETURN(const std::vector<nlohmann::json> lines, read_lines(folder + "/trials.jsonl"));
-    fmt::print("{}: {}\n{}\n{}\n\nModel {}. Means over {} trials; intervals are the report's.\n{}\n",
-               sweep_.name, sweep_.question, format_sweep(lines), sweep_.reading, options_.model,
-               trials_.size(), folder + "/trials.jsonl");
-    return {};
   }
 
   const Sweep& sweep_;

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "engine/kv/ops.h"
+#include "engine/printable.h"
 #include "experiments/harness/metrics.h"
 #include "experiments/harness/scoring.h"
 
@@ -131,8 +132,8 @@ class SweepTrial {
     if (p.reference == text_.reference && p.twin == text_.twin && p.ld == text_.ld && p.kl == text_.kl)
       return {};
     return Status::error(
-        fmt::format("trial '{}' ({}): transfer at the start and text differ; the run is void", own_.trial->id,
-                    framing_name(own_.framing)));
+        fmt::format("trial '{}' ({}): transfer at the start and text differ; the run is void",
+                    printable(own_.trial->id), framing_name(own_.framing)));
   }
 
   Json line(const char* condition, const SweepPoint* point, const PointScores& p, int source_tokens) const {

@@ -7,15 +7,20 @@
 #include <map>
 
 #include "engine/file.h"
+#include "engine/printable.h"
+#include "engine/strict_json.h"
 
 namespace kvfold {
 namespace {
 
 using nlohmann::json;
 
+// A text of a record, which may hold anything.
+std::string shown(const json& text) { return one_line(text.get_ref<const std::string&>()); }
+
 std::string join(const json& words, const char* between) {
   std::string out;
-  for (const json& word : words) out += (out.empty() ? "" : between) + word.get<std::string>();
+  for (const json& word : words) out += (out.empty() ? "" : between) + shown(word);
   return out;
 }
 
@@ -26,7 +31,7 @@ std::string number(const json& value) {
 }
 
 // Text on one line of at most `width` terminal columns.
-std::string one_line(const std::string& text, int width) {
+std::string fit(const std::string& text, int width) {
   std::string out;
   int used = 0;
   for (size_t at = 0; at < text.size();) {
@@ -58,36 +63,36 @@ class Table {
 
   // What a line says, and what it says with end tokens banned for the first where it ends at once.
   std::string output(const json& line, int room) const {
-    if (!line.at("stall").get<bool>()) return one_line(line.at("output"), room);
+    if (!line.at("stall").get<bool>()) return fit(line.at("output"), room);
     const std::string mark = "(ends at once; else:) ";
-    return style(
-        "2", mark + one_line(line.at("banned_output"), std::max(8, room - static_cast<int>(mark.size()))));
+    return style("2",
+                 mark + fit(line.at("banned_output"), std::max(8, room - static_cast<int>(mark.size()))));
   }
 
   std::string row(const json& line) const {
     constexpr int kFixed = 77;  // columns before the output
-    const std::string found = one_line(join(line.at("markers"), ","), 14);
+    const std::string found = fit(join(line.at("markers"), ","), 14);
     const std::string padded =
         found + std::string(static_cast<size_t>(std::max(0, 14 - static_cast<int>(found.size()))), ' ');
     const bool all = !found.empty() && line.at("markers").size() == line.at("markers_wanted").size();
-    return fmt::format("{:<7} {:<13} {} {:>8} {:>8} {:>6} {:>7} {:>6}  {}\n",
-                       line.at("framing").get<std::string>(), line.at("condition").get<std::string>(),
-                       all ? style("32", padded) : padded, number(line.at("perplexity_own")),
-                       number(line.at("perplexity_baseline")), number(line.at("kl_baseline")),
-                       number(line.at("reference_uplift")), number(line.at("injected_key_norm")),
-                       output(line, std::max(20, width_ - kFixed)));
+    return fmt::format("{:<7} {:<13} {} {:>8} {:>8} {:>6} {:>7} {:>6}  {}\n", shown(line.at("framing")),
+                       shown(line.at("condition")), all ? style("32", padded) : padded,
+                       number(line.at("perplexity_own")), number(line.at("perplexity_baseline")),
+                       number(line.at("kl_baseline")), number(line.at("reference_uplift")),
+                       number(line.at("injected_key_norm")), output(line, std::max(20, width_ - kFixed)));
   }
 
   std::string cases() const {
     std::string out;
-    std::string shown;
+    std::string trial;
     for (const json& line : lines_) {
       if (line.at("set") != "plan") continue;
-      if (line.at("trial") != shown) {
-        shown = line.at("trial");
-        const json& raw = source_line(shown);
-        out += fmt::format("\n{}: {} -> {}   looking for: {}\n", shown, raw.at("source").dump(),
-                           raw.at("target").dump(), join(line.at("markers_wanted"), ", "));
+      if (line.at("trial") != trial) {
+        trial = line.at("trial");
+        const json& raw = source_line(line);
+        out += fmt::format("\n{}: {} -> {}   looking for: {}\n", one_line(trial),
+                           one_line(raw.at("source").dump()), one_line(raw.at("target").dump()),
+                           join(line.at("markers_wanted"), ", "));
         out += fmt::format("{:<7} {:<13} {:<14} {:>8} {:>8} {:>6} {:>7} {:>6}  output\n", "framing",
                            "condition", "found", "ppl", "ppl|base", "KL", "uplift", "|K|");
       }
@@ -96,11 +101,12 @@ class Table {
     return out;
   }
 
-  // The line of a trial that shows its texts: transfer, in the first framing.
-  const json& source_line(const std::string& trial) const {
-    return *std::find_if(lines_.begin(), lines_.end(), [&](const json& line) {
-      return line.at("trial") == trial && line.at("condition") == "transfer";
+  // The line of a trial that shows its texts: transfer, in the first framing. `first`: any line of the trial.
+  const json& source_line(const json& first) const {
+    const auto at = std::find_if(lines_.begin(), lines_.end(), [&](const json& line) {
+      return line.at("trial") == first.at("trial") && line.at("condition") == "transfer";
     });
+    return at == lines_.end() ? first : *at;
   }
 
   // Of each family and framing: how often transfer and its controls show all of the source's markers, and the
@@ -126,9 +132,9 @@ class Table {
       for (const char* condition : {"baseline", "noise", "filler", "mismatched", "twin", "transfer"}) {
         Group& g = conditions[condition];
         std::sort(g.uplifts.begin(), g.uplifts.end());
-        out += fmt::format("{:<15} {:<7} {:<13} {:>6} {:>9.0f}% {:>6} {:>14.2f}\n", key.first, key.second,
-                           condition, g.trials, 100.0 * g.found / std::max(1, g.trials), g.stalls,
-                           g.uplifts.empty() ? 0 : g.uplifts[g.uplifts.size() / 2]);
+        out += fmt::format("{:<15} {:<7} {:<13} {:>6} {:>9.0f}% {:>6} {:>14.2f}\n", one_line(key.first),
+                           one_line(key.second), condition, g.trials, 100.0 * g.found / std::max(1, g.trials),
+                           g.stalls, g.uplifts.empty() ? 0 : g.uplifts[g.uplifts.size() / 2]);
       }
     return out;
   }
@@ -152,8 +158,8 @@ class Table {
       const bool known = !base.at("markers").empty() || !base.at("banned_markers").empty();
       const bool success = line.at("markers").size() == line.at("markers_wanted").size() && !known;
       out += fmt::format("{:<24} {:<7} transfer: {}; baseline: {}; answer's log-probability {:+.2f} nats{}\n",
-                         line.at("trial").get<std::string>(), line.at("framing").get<std::string>(),
-                         phrase(line), phrase(base), line.at("reference_uplift").get<double>(),
+                         shown(line.at("trial")), shown(line.at("framing")), phrase(line), phrase(base),
+                         line.at("reference_uplift").get<double>(),
                          success ? style("32", "   <- the source, and only with its cache") : "");
     }
     return out;
@@ -171,12 +177,18 @@ Result<std::vector<json>> read_lines(const std::string& path) {
   std::vector<json> out;
   for (size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
     end = std::min(text.find('\n', begin), text.size());
-    out.push_back(json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
-                              text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false));
-    if (!out.back().is_object())
-      return Status::error(fmt::format("{}:{}: expected a JSON object", path, out.size()));
+    const std::string where = fmt::format("{}:{}: ", path, out.size() + 1);
+    Result<json> line = parse_json(std::string_view(text).substr(begin, end - begin));
+    if (!line.ok()) return line.status().with_prefix(where);
+    if (!line->is_object()) return Status::error(where + "expected a JSON object");
+    out.push_back(std::move(*line));
   }
   return out;
+}
+
+Status not_of_a_run(const std::string& path, const std::exception& error) {
+  return Status::error(
+      fmt::format("{}: found records that are not of a run: {}", path, printable(error.what())));
 }
 
 std::string format_table(std::span<const json> lines, int width, bool colour) {

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "engine/printable.h"
+
 namespace kvfold {
 namespace {
 
@@ -123,7 +125,7 @@ const char* framing_name(Framing framing) {
 Result<Framing> parse_framing(std::string_view name) {
   for (const Framing framing : kFramings)
     if (name == framing_name(framing)) return framing;
-  return Status::error(fmt::format("framing '{}': expected raw, qa, chat or system", name));
+  return Status::error(fmt::format("framing '{}': expected raw, qa, chat or system", printable(name)));
 }
 
 Result<FramedTrial> frame(const Trial& trial, const Trial& mismatched, Framing framing,
@@ -148,8 +150,8 @@ Result<FramedTrial> frame(const Trial& trial, const Trial& mismatched, Framing f
   for (const auto* ids : {&out.source.ids, &out.twin.ids, &out.mismatched.ids, &out.filler.ids, &out.target,
                           &out.answer, &out.twin_answer}) {
     if (ids->empty())
-      return Status::error(
-          fmt::format("trial '{}': a text has no tokens in the framing {}", trial.id, framing_name(framing)));
+      return Status::error(fmt::format("trial '{}': a text has no tokens in the framing {}",
+                                       printable(trial.id), framing_name(framing)));
   }
   return out;
 }

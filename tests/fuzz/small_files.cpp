@@ -11,6 +11,7 @@
 
 #include "engine/kv/exchange.h"
 #include "engine/kv/ops.h"
+#include "engine/kv/projector.h"
 #include "engine/random.h"
 #include "engine/tokenizer/utf8.h"
 #include "tests/gguf_writer.h"
@@ -141,6 +142,18 @@ KvCache small_cache(CacheType type, int rows) {
   return cache;
 }
 
+ProjectorData small_projector() {
+  const CacheShape shape = {1, 1, 2};  // rows of four
+  ProjectorData data{
+      "ridge", {"0123456789abcdef", "small", shape}, {"fedcba9876543210", "other", shape}, {}, {}};
+  for (const char* name : {"mean_in", "scale_in", "mean_out", "scale_out", "first"})
+    data.tensors[fmt::format("ridge.{}", name)] = {{4}, std::vector<float>(4, 0.5F), false};
+  data.tensors["ridge.down"] = {{1, 4}, std::vector<float>(4, 1), true};
+  data.tensors["ridge.up"] = {{4, 1}, std::vector<float>(4, 1), true};
+  data.notes["texts"] = "2";
+  return data;
+}
+
 void add_caches(std::vector<Seed>& out) {
   const std::string path = fmt::format("/tmp/kvfold-seed-{}", getpid());
   const auto add = [&](const std::string& name, const Status& status) {
@@ -156,6 +169,7 @@ void add_caches(std::vector<Seed>& out) {
   const KvCache ragged =
       must(erase(whole, must(Selection::parse("heads=1 rows=1-2", whole.shape(), whole.size()))));
   add("ragged", save_cache(ragged, model, path));
+  add("projector", save_projector(small_projector(), path));
   add("exported", export_cache(small_cache(CacheType::kF32, 3), model, true, path));
 }
 
@@ -181,6 +195,15 @@ void add_texts(std::vector<Seed>& out) {
            "\n";
   };
   out.push_back({"prompts", "two", trial("a", "b") + trial("b", "a")});
+  out.push_back({"lines", "corpus",
+                 std::string(1, '\0') + R"({"id":"a","split":"test","kind":"k","text":"t t"})" + "\n"});
+  out.push_back(
+      {"lines", "facts",
+       std::string(1, '\1') +
+           R"({"id":"a","kind":"k","text":"t","name":"n","city":"c","twin_name":"m","twin_city":"d"})" +
+           "\n"});
+  out.push_back(
+      {"lines", "records", std::string(1, '\2') + R"({"trial":"a","lines":2,"ld":null,"x":[0.5]})" + "\n"});
   out.push_back(
       {"json", "any", std::string(1, '\0') + R"({"a":[1,-2.5e3,null,true,"\u00e9"],"b":{"c":{}}})"});
   out.push_back(

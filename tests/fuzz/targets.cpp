@@ -12,10 +12,14 @@
 #include "engine/kv/cache_file.h"
 #include "engine/kv/exchange.h"
 #include "engine/kv/ops.h"
+#include "engine/kv/projector.h"
 #include "engine/safetensors.h"
 #include "engine/tokenizer/chat.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "experiments/harness/crossing.h"
+#include "experiments/harness/projection.h"
 #include "experiments/harness/prompt_set.h"
+#include "experiments/harness/table.h"
 #include "loaders/checkpoint_config.h"
 #include "loaders/checkpoint_tokenizer.h"
 #include "loaders/gguf_model.h"
@@ -50,6 +54,31 @@ std::shared_ptr<const MappedFile> file_of(std::span<const std::byte> bytes) {
 std::string text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
+
+// The bytes as a file, for what reads none but by its path. In memory, gone with the process or with the
+// machine.
+class MemoryFile {
+ public:
+  MemoryFile(const std::string& name, std::string_view bytes) : path_(folder() + "/" + name) {
+    std::ofstream(path_, std::ios::binary) << bytes;
+  }
+  ~MemoryFile() { std::filesystem::remove(path_); }
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  static const std::string& folder() {
+    static const std::string kFolder = [] {
+      std::string folder = "/dev/shm/kvfold-fuzz-" + std::to_string(getpid());
+      std::filesystem::create_directories(folder);
+      return folder;
+    }();
+    return kFolder;
+  }
+
+ private:
+  std::string path_;
+};
 
 // Every id lies in the vocabulary, whatever the text.
 void encode(const Tokenizer& tokenizer, std::string_view text) {
@@ -95,6 +124,17 @@ void run_safetensors(std::span<const std::byte> bytes) {
   require(total <= own.size(), "tensors lie in the file, side by side");
 }
 
+namespace {
+
+void run_projector(std::span<const std::byte> bytes) {
+  const MemoryFile file("projector", text_of(bytes));
+  Result<ProjectorData> data = load_projector(file.path());
+  check(data.status(), file.path());
+  if (data.ok()) check(make_projector(std::move(*data)).status(), "projector: ");
+}
+
+}  // namespace
+
 void run_cache(std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
   const std::shared_ptr<const MappedFile> file = file_of(bytes);
@@ -107,6 +147,7 @@ void run_cache(std::span<const std::byte> bytes) {
     require(pool.ok(), "a pool for the import");
     check(import_cache(*file, small_cache_model(), shape, *pool).status());
     require((*pool)->pages_held() == 0, "a pool is as it was");
+    run_projector(bytes);
     return;
   }
   const auto pool = PagePool::create(info->type, info->shape.head_dim, kPool);
@@ -160,22 +201,29 @@ void run_json(std::span<const std::byte> bytes) {
     check(JsonObject::parse(text, kPath).status());
     return;
   }
-  // A folder in memory, gone with the process or with the machine.
-  static const std::string kFolder = [] {
-    std::string folder = "/dev/shm/kvfold-fuzz-" + std::to_string(getpid());
-    std::filesystem::create_directories(folder);
-    return folder;
-  }();
-  const std::string path = kFolder + (choice == 1 ? "/config.json" : "/tokenizer.json");
-  std::ofstream(path, std::ios::binary) << text;
+  const MemoryFile file(choice == 1 ? "config.json" : "tokenizer.json", text);
   if (choice == 1) {
-    check(read_checkpoint_config(kFolder).status(), kFolder);
+    check(read_checkpoint_config(MemoryFile::folder()).status(), file.path());
   } else {
-    const auto vocabulary = read_tokenizer_file(path);
-    check(vocabulary.status(), kFolder);
+    const auto vocabulary = read_tokenizer_file(file.path());
+    check(vocabulary.status(), file.path());
     if (vocabulary.ok()) use_vocabulary(vocabulary->source, vocabulary->storage);
   }
-  std::filesystem::remove(path);
+}
+
+void run_lines(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  const MemoryFile file("lines.jsonl", text_of(bytes.subspan(1)));
+  switch (static_cast<unsigned>(bytes[0]) % 3) {
+    case 0:
+      check(read_corpus(file.path(), "test", 0).status(), file.path());
+      break;
+    case 1:
+      check(read_facts(file.path(), 0).status(), file.path());
+      break;
+    default:
+      check(read_lines(file.path()).status(), file.path());
+  }
 }
 
 }  // namespace kvfold::fuzz

@@ -16,7 +16,8 @@ namespace kvfold::fuzz {
 void run_gguf(std::span<const std::byte> bytes);
 // The safetensors format.
 void run_safetensors(std::span<const std::byte> bytes);
-// A cache file: its header, the cache in a pool of 1 MB, an operation on it, and what another tool exported.
+// A cache file: its header, the cache in a pool of 1 MB, an operation on it; what another tool exported, or a
+// projector.
 void run_cache(std::span<const std::byte> bytes);
 // The first byte chooses: text over a byte-level or an SPM vocabulary, or a tokenizer.model.
 void run_tokenizer(std::span<const std::byte> bytes);
@@ -25,12 +26,16 @@ void run_prompts(std::span<const std::byte> bytes);
 // The first byte chooses: config.json or tokenizer.json of a checkpoint, or any JSON file.
 void run_json(std::span<const std::byte> bytes);
 
+// JSON Lines: the first byte chooses the corpus or the facts of phase 2e, or the records of a run.
+void run_lines(std::span<const std::byte> bytes);
+
 struct Target {
   std::string_view name;  // of the corpus' folder too
   void (*run)(std::span<const std::byte> bytes);
 };
 inline constexpr Target kTargets[] = {{"gguf", run_gguf},       {"safetensors", run_safetensors},
                                       {"cache", run_cache},     {"tokenizer", run_tokenizer},
-                                      {"prompts", run_prompts}, {"json", run_json}};
+                                      {"prompts", run_prompts}, {"json", run_json},
+                                      {"lines", run_lines}};
 
 }  // namespace kvfold::fuzz
