@@ -149,7 +149,7 @@ TEST_F(Driver, ForeignRecordsDoNotCount) {
 TEST_F(Driver, ForeignArgumentsAreShownInOneShortPrintableLine) {
   Ran ran = run("run_2a --model tiny.gguf --framings \"raw,$(printf '\\033[31m\\007\\302\\233')\"");
   EXPECT_EQ(ran.status, 2);
-  EXPECT_EQ(ran.err, "kvfold: framing '?[31m???': expected raw, qa, chat or system\n");
+  EXPECT_EQ(ran.err, "kvfold: framing '?[31m?\?\?': expected raw, qa, chat or system\n");
   ran = run("run_2a --threads \"$(printf '%0100000d' 0)\"");
   EXPECT_EQ(ran.status, 2);
   EXPECT_LT(ran.err.size(), 600U);
