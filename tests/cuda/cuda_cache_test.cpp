@@ -27,10 +27,12 @@ T must(Result<T> result) {
 }
 
 std::shared_ptr<PagePool> device_pool(CacheType type, int head_dim) {
+  std::shared_ptr<const CudaDevice> device = must(CudaDevice::open(-1));
+  device->make_current();
   DeviceMemory memory;
   EXPECT_TRUE(memory.reserve(kPoolBytes, "pages").ok());
-  return must(
-      PagePool::create(type, head_dim, std::make_unique<CudaPages>(std::move(memory), nullptr), kPoolBytes));
+  return must(PagePool::create(
+      type, head_dim, std::make_unique<CudaPages>(std::move(memory), std::move(device)), kPoolBytes));
 }
 
 // The same random rows in any pool. Lane 1 lacks some; every fifth row is zero.
