@@ -4,7 +4,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <fstream>
 #include <map>
 
 #include "engine/kv/ops.h"
@@ -14,7 +13,6 @@
 #include "experiments/harness/options.h"
 #include "experiments/harness/prompt_set.h"
 #include "experiments/harness/scoring.h"
-#include "loaders/json.h"
 
 namespace kvfold {
 namespace {
@@ -159,32 +157,6 @@ Result<std::vector<Json>> measure_texts(const Crossing& c, std::span<const Proje
 }
 
 // ---- facts ----
-
-Result<std::vector<Fact>> read_facts(const std::string& path, int limit) {
-  std::ifstream file(path);
-  if (!file) return Status::error(fmt::format("{}: cannot be read (make corpus makes it)", path));
-  std::vector<Fact> out;
-  std::map<std::string, int> taken;
-  int number = 0;
-  for (std::string content; std::getline(file, content);) {
-    JsonObject line;
-    KVFOLD_ASSIGN_OR_RETURN(line, JsonObject::parse(content, fmt::format("{}:{}", path, ++number)));
-    Fact fact;
-    const std::pair<const char*, std::string*> keys[] = {{"id", &fact.id},
-                                                         {"kind", &fact.kind},
-                                                         {"text", &fact.text},
-                                                         {"name", &fact.name},
-                                                         {"city", &fact.city},
-                                                         {"twin_name", &fact.twin_name},
-                                                         {"twin_city", &fact.twin_city}};
-    for (const auto& [key, value] : keys) {
-      KVFOLD_ASSIGN_OR_RETURN(*value, line.string(key));
-    }
-    if (limit == 0 || taken[fact.kind]++ < limit) out.push_back(std::move(fact));
-  }
-  if (out.empty()) return Status::error(fmt::format("{}: no facts", path));
-  return out;
-}
 
 namespace {
 

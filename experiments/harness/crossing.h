@@ -42,11 +42,6 @@ struct Crossing {
 Result<std::vector<nlohmann::ordered_json>> measure_texts(const Crossing& crossing,
                                                           std::span<const ProjectionText> texts);
 
-// A line of facts.jsonl.
-struct Fact {
-  std::string id, kind, text, name, city, twin_name, twin_city;
-};
-Result<std::vector<Fact>> read_facts(const std::string& path, int limit);
 // Under none, text, projected and mismatched (the twin's sentence): log-probabilities of the right name and
 // city and of the twin's behind "Question: What is your name and where do you live?", and what is said.
 Result<std::vector<nlohmann::ordered_json>> measure_facts(const Crossing& crossing,

@@ -4,13 +4,11 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <fstream>
 #include <numeric>
 #include <set>
 
 #include "engine/random.h"
 #include "experiments/harness/scoring.h"
-#include "loaders/json.h"
 
 namespace kvfold {
 namespace {
@@ -36,29 +34,6 @@ std::vector<size_t> numbers(size_t count) {
 }
 
 }  // namespace
-
-Result<std::vector<CorpusText>> read_corpus(const std::string& path, const std::string& split, int limit) {
-  std::ifstream file(path);
-  if (!file) return Status::error(fmt::format("{}: cannot be read (make corpus makes it)", path));
-  std::vector<CorpusText> out;
-  std::set<std::string> ids;
-  int number = 0;
-  for (std::string content; std::getline(file, content);) {
-    JsonObject line;
-    KVFOLD_ASSIGN_OR_RETURN(line, JsonObject::parse(content, fmt::format("{}:{}", path, ++number)));
-    CorpusText text;
-    KVFOLD_ASSIGN_OR_RETURN(text.id, line.string("id"));
-    KVFOLD_ASSIGN_OR_RETURN(text.split, line.string("split"));
-    KVFOLD_ASSIGN_OR_RETURN(text.kind, line.string("kind"));
-    KVFOLD_ASSIGN_OR_RETURN(text.text, line.string("text"));
-    if (!ids.insert(text.id).second)
-      return line.wrong("id", line.value()["id"], "one that no other text has");
-    if (text.split == split && (limit == 0 || static_cast<int>(out.size()) < limit))
-      out.push_back(std::move(text));
-  }
-  if (out.empty()) return Status::error(fmt::format("{}: no texts of the split '{}'", path, split));
-  return out;
-}
 
 Result<ProjectionText> cut_text(const CorpusText& text, const Tokenizer& source, const Tokenizer& target) {
   const std::vector<TokenId> ids = target.encode(text.text);

@@ -8,19 +8,9 @@
 
 #include "engine/kv/projector.h"
 #include "engine/session.h"
+#include "experiments/harness/corpus.h"
 
 namespace kvfold {
-
-// A line of documents.jsonl (experiments/projector/make_corpus.py).
-struct CorpusText {
-  std::string id;
-  std::string split;  // train, dev, test
-  std::string kind;
-  std::string text;
-};
-// The lines of one split, `limit` at most where it is not 0. Errors name the file and the line: not JSON, a
-// key missing or of another type, an id used twice in the whole file.
-Result<std::vector<CorpusText>> read_corpus(const std::string& path, const std::string& split, int limit);
 
 inline constexpr int kContextTokens = 64;
 inline constexpr int kContinuationTokens = 32;  // the first is fed, the others are scored
