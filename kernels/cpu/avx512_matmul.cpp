@@ -98,14 +98,13 @@ struct LoadedBlock {
   }
 };
 
-// Asks memory for weights ahead of the block being multiplied. One row takes blocks as fast as memory gives
-// them: the processor's own prefetching keeps up, as long as it is not kept from the second cache. Many rows
-// take them so slowly that they must be asked for long before.
-template <int M, class Block>
+// Asks memory for weights ahead of the block being multiplied: the processor's own prefetching does not keep up
+// with one row, and many rows take blocks so slowly that they must be asked for long before.
+template <class Block>
 KVFOLD_INLINE void ask_ahead(const Block* block) {
-  constexpr size_t kAhead = M == 1 ? 512 : 4096;
+  constexpr size_t kAhead = 4096;
   for (size_t line = 0; line < sizeof(Block); line += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(block) + kAhead + line, M == 1 ? _MM_HINT_T1 : _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(block) + kAhead + line, _MM_HINT_T0);
 }
 
 // One tile of weights against M rows of a panel (16: of two panels), all sums in registers.
@@ -116,7 +115,7 @@ void tile(const PackedBlock<Format>* blocks, const ActivationGroup* panel, int g
   for (int t = 0; t < M; ++t) acc[t] = _mm512_setzero_ps();
   const ActivationGroup* next_panel = panel + groups;
   for (int g = 0; g < groups; ++g) {
-    ask_ahead<M>(blocks + g);
+    ask_ahead(blocks + g);
     const LoadedBlock<Format> w(blocks[g]);
 #pragma GCC unroll 16
     for (int t = 0; t < M; ++t)
