@@ -98,8 +98,8 @@ struct LoadedBlock {
   }
 };
 
-// Asks memory for weights ahead of the block being multiplied: the processor's own prefetching does not keep up
-// with one row, and many rows take blocks so slowly that they must be asked for long before.
+// Asks memory for weights ahead of the block being multiplied: the processor's own prefetching does not keep
+// up with one row, and many rows take blocks so slowly that they must be asked for long before.
 template <class Block>
 KVFOLD_INLINE void ask_ahead(const Block* block) {
   constexpr size_t kAhead = 4096;
