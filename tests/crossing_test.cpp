@@ -32,7 +32,8 @@ TEST(Corpus, GivesOneSplitAndRefusesAnIdInTwo) {
   EXPECT_THAT(read_corpus(path, "dev", 0).status().message(), HasSubstr("no texts of the split 'dev'"));
   // Trained on and judged on: not in one file.
   const std::string twice = folder.write("e", line("a", "train") + line("b", "train") + line("a", "test"));
-  EXPECT_THAT(read_corpus(twice, "test", 0).status().message(), HasSubstr(":3: key 'id': found the string 'a', expected one that no other text has"));
+  EXPECT_THAT(read_corpus(twice, "test", 0).status().message(),
+              HasSubstr(":3: key 'id': found the string 'a', expected one that no other text has"));
   EXPECT_THAT(read_corpus(folder.write("f", "{}\n"), "test", 0).status().message(),
               HasSubstr(":1: key 'id'"));
   EXPECT_THAT(read_corpus(folder.write("g", "x\n"), "test", 0).status().message(),
