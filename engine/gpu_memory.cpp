@@ -91,8 +91,7 @@ Result<GpuPlan> plan_gpu_memory(const ModelSource& source, const MemoryWanted& w
   if (gpu.free < fixed + gpu_chunks(least_pages))
     return Status::error(fmt::format(
         "{}: does not fit the GPU: {} MiB of weights, {} of activations, {} of scratch, {} for cuBLAS, {} "
-        "kept "
-        "free and {} of pages wanted, {} of {} MiB free on {}",
+        "kept free and {} of pages wanted, {} of {} MiB free on {}",
         source.path, mib(plan.weights), mib(plan.activations), mib(plan.scratch), mib(plan.cublas),
         mib(kSpareBytes), mib(least_pages), mib(gpu.free), mib(gpu.total), gpu.name));
   // Half of what is left, so that a second model finds room.

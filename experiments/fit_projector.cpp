@@ -64,6 +64,12 @@ AlignedTokens tokens_of(const ProjectionText& text, bool back) {
   return {text.context.target, text.context.source, text.back};
 }
 
+// What a model is called in the names of files: its own name, or where it is a path the last part of that.
+std::string file_name(const std::string& model) {
+  const std::filesystem::path path(model);
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
 class Fit {
  public:
   explicit Fit(FitOptions options) : options_(std::move(options)), threads_(make_threads(options_.threads)) {}
@@ -105,7 +111,7 @@ class Fit {
     kvfold::say(fmt::format("sums of {} to {} take {:.0f} MB of memory, and twice that where they are solved",
                             options_.source, options_.target,
                             static_cast<double>(RidgeSums::bytes(a, b)) * 1e-6));
-    directions_.push_back({options_.source + "-to-" + options_.target,
+    directions_.push_back({file_name(options_.source) + "-to-" + file_name(options_.target),
                            source_.get(),
                            &target,
                            false,
@@ -116,7 +122,7 @@ class Fit {
                            {},
                            {}});
     if (target_ != nullptr)
-      directions_.push_back({options_.target + "-to-" + options_.source,
+      directions_.push_back({file_name(options_.target) + "-to-" + file_name(options_.source),
                              &target,
                              source_.get(),
                              true,

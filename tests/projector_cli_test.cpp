@@ -172,7 +172,8 @@ TEST_F(ProjectCommand, ARunFitsAndJudges) {
                                    .dump() +
                                "\n");
   const std::string fit =
-      "fit_projector --source tiny.gguf --target other.gguf --corpus d.jsonl --lambda 0.1 --rank 5 --dev 8 ";
+      "fit_projector --source tiny.gguf --target ./other.gguf --corpus d.jsonl --lambda 0.1 --rank 5 --dev "
+      "8 ";
   Ran ran = run(fit + "--out whole");
   ASSERT_EQ(ran.status, 0) << ran.err;
   // Stopped after some texts and gone on with: the texts are all there.

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <set>
 
+#include "engine/printable.h"
 #include "engine/random.h"
 #include "experiments/harness/scoring.h"
 
@@ -43,7 +44,7 @@ Result<ProjectionText> cut_text(const CorpusText& text, const Tokenizer& source,
   for (size_t i = 0; i < most; ++i) bytes += target.token_bytes(ids[i]).size();
   const size_t cut = text.text.rfind(' ', std::min(bytes, text.text.size()));
   if (cut == std::string::npos || cut == 0)
-    return Status::error(fmt::format("text '{}': no space to cut it at", text.id));
+    return Status::error(fmt::format("text '{}': no space to cut it at", printable(text.id)));
   ProjectionText out{text.id, text.kind, text.text.substr(0, cut), {}, {}, {}, {}};
   KVFOLD_ASSIGN_OR_RETURN(out.context, align(source, target, out.context_text));
   KVFOLD_ASSIGN_OR_RETURN(AlignedTokens back, align(target, out.context.target, source, out.context.source));
@@ -56,7 +57,7 @@ Result<ProjectionText> cut_text(const CorpusText& text, const Tokenizer& source,
     if (tokens->size() > kContinuationTokens) tokens->resize(kContinuationTokens);
     if (tokens->size() <= kFewestScored)
       return Status::error(fmt::format("text '{}': {} tokens behind its context, expected more than {}",
-                                       text.id, tokens->size(), kFewestScored));
+                                       printable(text.id), tokens->size(), kFewestScored));
   }
   return out;
 }
@@ -89,7 +90,8 @@ Status check_unseen(const ProjectorData& projector, std::span<const ProjectionTe
   }
   for (const ProjectionText& text : texts)
     if (seen.contains(id_hashes(std::span(&text, 1))))
-      return Status::error(fmt::format("the projector was fitted to or chosen on the text '{}'", text.id));
+      return Status::error(
+          fmt::format("the projector was fitted to or chosen on the text '{}'", printable(text.id)));
   return {};
 }
 

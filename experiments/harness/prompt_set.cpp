@@ -16,7 +16,7 @@ class Reader {
  public:
   explicit Reader(JsonObject object) : object_(std::move(object)) {}
 
-  std::string text(const char* key) {
+  std::string text(const std::string& key) {
     asked_.insert(key);
     const Result<std::string_view> value = object_.string(key);
     keep(value.status());
@@ -41,7 +41,7 @@ class Reader {
   std::map<std::string, std::string> map(const char* key) {
     std::map<std::string, std::string> out;
     Reader in = object(key);
-    for (const auto& [name, value] : in.object_.value().items()) out[name] = in.text(name.c_str());
+    for (const auto& [name, value] : in.object_.value().items()) out[name] = in.text(name);
     keep(in.finish());
     return out;
   }
