@@ -210,3 +210,10 @@ def test_tau_of_a_text_without_effect_is_told(tmp_path):
     none = [{**l, "ld": still[l["trial"]]} if l["condition"] in ("text", "transfer") else l for l in lines]
     assert any(s.startswith("tau says nothing") for s in limits.cannot_say(report(tmp_path / "a", **{"2a": none})))
     assert not any(s.startswith("tau says nothing") for s in limits.cannot_say(report(tmp_path / "b", **{"2a": lines})))
+
+
+def test_what_is_said_of_the_intervals_coverage_is_so():
+    rng = np.random.default_rng(3)
+    for n, said_covered in limits.COVERAGE.items():
+        estimates = [effects.mean(rng.normal(size=n), 1000) for _ in range(2000)]
+        assert np.mean([e.low <= 0 <= e.high for e in estimates]) == pytest.approx(said_covered, abs=0.02), n
