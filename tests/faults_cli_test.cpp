@@ -7,7 +7,6 @@
 // KVFOLD_KILLS=1000 kills so many processes (make test-faults).
 #include <fmt/core.h>
 
-#include <chrono>
 #include <csignal>
 #include <fstream>
 #include <functional>
@@ -198,14 +197,9 @@ TEST_F(FaultsCli, KilledAtAnyMoment) {
   const char* kills = std::getenv("KVFOLD_KILLS");
   const int count = kills != nullptr ? std::atoi(kills) : 24;
   Random random(std::random_device{}());
-  const auto seconds_of = [&](const std::string& arguments) {
-    const auto start = std::chrono::steady_clock::now();
-    EXPECT_EQ(run(arguments).status, 0);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
   const auto killed = [&](const std::string& arguments, double seconds) {
     const double moment = seconds * static_cast<double>(random.below(1000)) / 1000;
-    return run_in(fmt::format("timeout -s KILL {:.4f}", moment + 0.001), arguments).status == 0;
+    return ends_within(moment + 0.001, arguments);
   };
   const double save_time = seconds_of(save_);
   const std::string saved = TemporaryFolder::read(folder_.file("c.safetensors"));

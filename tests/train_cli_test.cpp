@@ -1,6 +1,5 @@
 // train_projector as a user runs it: killed at any time it goes on to the same bytes; what does not fit is
 // refused.
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -78,13 +77,9 @@ class TrainProjector : public Cli {
 };
 
 TEST_F(TrainProjector, KilledTrainingGoesOnToTheSameBytes) {
-  const Ran whole = run(command("whole"));
-  ASSERT_EQ(whole.status, 0) << whole.err;
-  for (const double seconds : {0.05, 0.1, 0.15, 0.25}) {
-    const std::string shell = "cd '" + folder_.file("") + "' && timeout -s KILL " + std::to_string(seconds) +
-                              " '" + KVFOLD_PROGRAMS "'/" + command("cut") + " >/dev/null 2>&1 </dev/null";
-    if (std::system(shell.c_str()) == 0) break;
-  }
+  const double seconds = seconds_of(command("whole"));
+  for (const double part : {0.2, 0.4, 0.6, 0.8})
+    if (ends_within(part * seconds, command("cut"))) break;
   const Ran ran = run(command("cut"));
   ASSERT_EQ(ran.status, 0) << ran.err;
   EXPECT_EQ(read("cut"), read("whole"));
@@ -107,18 +102,14 @@ TEST_F(TrainProjector, RefusesTheProjectorOfOtherModels) {
 TEST_F(TrainProjector, KilledAtAnyMomentTheCheckpointIsWhole) {
   const char* kills = std::getenv("KVFOLD_KILLS");
   const int count = kills != nullptr ? std::atoi(kills) : 10;
-  const auto start = std::chrono::steady_clock::now();
-  ASSERT_EQ(run(command("whole")).status, 0);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = seconds_of(command("whole"));
   const std::string expected = read("whole");
   Random random(std::random_device{}());
   int died = 0;
   int64_t before = 0;
   for (int i = 0; i < count; ++i) {
     const double moment = seconds * static_cast<double>(random.below(1000)) / 1000 + 0.001;
-    const std::string shell = "cd '" + folder_.file("") + "' && timeout -s KILL " + std::to_string(moment) +
-                              " '" + KVFOLD_PROGRAMS "'/" + command("cut") + " >/dev/null 2>err </dev/null";
-    const bool ended = std::system(shell.c_str()) == 0;
+    const bool ended = ends_within(moment, command("cut"));
     if (!ended) ++died;
     const std::string checkpoint = read("cut.checkpoint");
     if (!checkpoint.empty()) {
