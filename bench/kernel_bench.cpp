@@ -95,9 +95,7 @@ void matmul(benchmark::State& state, WeightType type, Shape shape, int rows) {
   const int groups = (shape.columns + kGroup - 1) / kGroup;
   std::vector<ActivationGroup> panels(static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows) * groups);
   const std::vector<float> x = gaussians(static_cast<size_t>(rows) * shape.columns, 2);
-  for (int r = 0; r < rows; ++r)
-    kernels().quantize_row(&x[static_cast<size_t>(r) * shape.columns], shape.columns,
-                           &panels[static_cast<size_t>(r / kPanelRows) * groups], r % kPanelRows);
+  kernels().quantize(x.data(), rows, shape.columns, panels.data());
   std::vector<float> y(static_cast<size_t>(rows) * shape.outputs);
   for (auto _ : state)
     kernels().matmul_q8(weights.next(), 0, weights.units(), {panels.data(), groups}, rows, y.data(),
@@ -221,7 +219,7 @@ void quantize(benchmark::State& state, int columns) {
   const std::vector<float> x = gaussians(static_cast<size_t>(columns), 1);
   std::vector<ActivationGroup> panel(static_cast<size_t>(columns / kGroup));
   for (auto _ : state) {
-    kernels().quantize_row(x.data(), columns, panel.data(), 0);
+    kernels().quantize(x.data(), 1, columns, panel.data());
     benchmark::ClobberMemory();
   }
   report_bytes(state, static_cast<double>(columns) * sizeof(float));

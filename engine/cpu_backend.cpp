@@ -45,6 +45,9 @@ std::shared_ptr<std::byte> allocate_bytes(size_t bytes) {
 // Activation rows that pass by a strip of weights together and so stay in the nearer caches: whole panels.
 constexpr int kRowsAtOnce = 64;
 static_assert(kRowsAtOnce % kPanelRows == 0);
+// Products, in units of weights times rows, that are joined with another weight's while they are in the
+// nearer caches.
+constexpr int64_t kProductsAtOnce = 1024;
 
 class CpuBackend final : public Backend {
  public:
@@ -96,6 +99,7 @@ class CpuBackend final : public Backend {
 
   void linear(std::span<const Linear> products, const LinearInput& x) override;
   void gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) override;
+  int ffn_rows() const override { return kRowsAtOnce; }
 
   void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) override;
   void attention(std::span<const BatchSequence> batch, int layer, const AttentionShape& shape,
@@ -160,19 +164,18 @@ CpuBackend::Input CpuBackend::take_input(const LinearInput& x, int columns, bool
   const size_t all = static_cast<size_t>(panels) * groups;
   if (quantize && panels_.size() < all) panels_.resize(all);
   if (x.norm != nullptr) normed_.resize(std::max(normed_.size(), static_cast<size_t>(x.rows) * columns));
+  const float* from = x.norm != nullptr ? normed_.data() : x.x;
   pool_.run(panels, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin * kPanelRows; r < std::min<int64_t>(end * kPanelRows, x.rows); ++r) {
-      const float* row = x.x + r * columns;
-      if (x.norm != nullptr) {
-        kernels_->rms_norm(row, x.norm, columns, x.epsilon, &normed_[r * columns]);
-        row = &normed_[r * columns];
-      }
-      if (quantize)
-        kernels_->quantize_row(row, columns, &panels_[r / kPanelRows * groups],
-                               static_cast<int>(r % kPanelRows));
-    }
+    const int64_t first = begin * kPanelRows;
+    const int64_t last = std::min<int64_t>(end * kPanelRows, x.rows);
+    if (x.norm != nullptr)
+      for (int64_t r = first; r < last; ++r)
+        kernels_->rms_norm(x.x + r * columns, x.norm, columns, x.epsilon, &normed_[r * columns]);
+    if (quantize)
+      kernels_->quantize(from + first * columns, static_cast<int>(last - first), columns,
+                         &panels_[begin * groups]);
   });
-  return {{panels_.data(), groups}, x.norm != nullptr ? normed_.data() : x.x, columns};
+  return {{panels_.data(), groups}, from, columns};
 }
 
 // Outputs [first, first + count) of some rows: values[t * count + i].
@@ -262,11 +265,15 @@ void CpuBackend::gated_linear(const Weight& gate, const Weight& up, const Linear
   pool_.run(std::min(units(gate), units(up)), [&](int64_t begin, int64_t end, int thread) {
     for (int row = 0; row < x.rows; row += kRowsAtOnce) {
       const int rows = std::min(kRowsAtOnce, x.rows - row);
-      const Strip g = part(gate, begin, end, row, rows, thread, 0);
-      const Strip u = part(up, begin, end, row, rows, thread, 1);
-      for (int t = 0; t < rows; ++t)
-        kernels_->swiglu(g.values + t * g.count, u.values + t * g.count, static_cast<int>(g.count),
-                         out + (row + t) * outputs + g.first);
+      const int64_t step = kProductsAtOnce / rows;
+      for (int64_t first = begin; first < end; first += step) {
+        const int64_t last = std::min(first + step, end);
+        const Strip g = part(gate, first, last, row, rows, thread, 0);
+        const Strip u = part(up, first, last, row, rows, thread, 1);
+        for (int t = 0; t < rows; ++t)
+          kernels_->swiglu(g.values + t * g.count, u.values + t * g.count, static_cast<int>(g.count),
+                           out + (row + t) * outputs + g.first);
+      }
     }
   });
 }

@@ -147,10 +147,16 @@ void Model::attention_block(const LayerWeights& layer, int index, int rows,
 }
 
 void Model::ffn_block(const LayerWeights& layer, int rows, Activations& a) const {
-  backend_->gated_linear(*layer.gate, *layer.up,
-                         {a.x.get(), rows, layer.ffn_norm.get(), config().norm_epsilon}, a.gated.get());
-  const std::array down = {Linear{layer.down.get(), nullptr, a.x.get(), true}};
-  backend_->linear(down, {a.gated.get(), rows});
+  const ModelConfig& c = config();
+  const int step = std::min(backend_->ffn_rows(), rows);
+  for (int row = 0; row < rows; row += step) {
+    const int count = std::min(step, rows - row);
+    float* x = a.x.get() + static_cast<int64_t>(row) * c.model_dim;
+    backend_->gated_linear(*layer.gate, *layer.up, {x, count, layer.ffn_norm.get(), c.norm_epsilon},
+                           a.gated.get());
+    const std::array down = {Linear{layer.down.get(), nullptr, x, true}};
+    backend_->linear(down, {a.gated.get(), count});
+  }
 }
 
 void Model::logits(std::span<const int> rows, Activations& a) const {

@@ -59,9 +59,7 @@ Quantized quantize(const CpuKernels& kernels, const std::vector<float>& x, int r
   const int groups = (columns + 31) / 32;
   out.panels.resize(static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows) * groups);
   std::memset(static_cast<void*>(out.panels.data()), 0, out.panels.size() * sizeof(ActivationGroup));
-  for (int r = 0; r < rows; ++r)
-    kernels.quantize_row(&x[static_cast<size_t>(r) * columns], columns,
-                         &out.panels[static_cast<size_t>(r / kPanelRows) * groups], r % kPanelRows);
+  kernels.quantize(x.data(), rows, columns, out.panels.data());
   out.view = {out.panels.data(), groups};
   return out;
 }

@@ -139,9 +139,10 @@ struct LoadedBlock {
   // All of a group.
   KVFOLD_INLINE __m256i dot_group(const ActivationGroup::Row& x) const {
     if constexpr (Format::kHasSubScales)
-      return _mm256_add_epi32(_mm256_mullo_epi32(dot<0, 4>(x, without_offset(x.minus_sums[0])), sub[0]),
-                              _mm256_mullo_epi32(dot<4, 8>(x, without_offset(x.minus_sums[1])), sub[1]));
-    return dot<0, 8>(x, without_offset(x.minus_sums[0] + x.minus_sums[1]));
+      return _mm256_add_epi32(
+          _mm256_mullo_epi32(dot<0, 4>(x, without_offset(x.minus_sum - x.minus_last)), sub[0]),
+          _mm256_mullo_epi32(dot<4, 8>(x, without_offset(x.minus_last)), sub[1]));
+    return dot<0, 8>(x, without_offset(x.minus_sum));
   }
 
   KVFOLD_INLINE __m256 add_group(__m256 acc, const ActivationGroup::Row& x) const {

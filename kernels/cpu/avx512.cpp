@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/cpu/packed.h"
+#include "kernels/cpu/runs.h"
 #include "kernels/formats/formats.h"
 
 namespace kvfold {
@@ -18,36 +19,37 @@ using namespace avx512;
 
 // ---- small operations ----
 
-void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) {
-  for (int g = 0; g * kGroup < columns; ++g, ++panel) {
-    const int n = std::min(kGroup, columns - g * kGroup);
-    ActivationGroup::Row& out = panel->rows[row];
-    const __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x + g * kGroup);
-    const __m512 high = n > kLanes ? _mm512_maskz_loadu_ps(first_lanes(n - kLanes), x + g * kGroup + kLanes)
-                                   : _mm512_setzero_ps();
-    // The comparison's order matters for NaN only, which both forms pass over.
-    const __m512 magnitude = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
-    const float largest = _mm512_reduce_max_ps(magnitude);
-    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0F / largest : 0.0F);
-    const auto round = [&](__m512 v) {
-      v = _mm512_max_ps(_mm512_mul_ps(v, inverse), _mm512_set1_ps(-127.0F));
-      return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(127.0F)));
-    };
-    const __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(round(high)), _mm512_cvtepi32_epi8(round(low)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q), q);
-    // Sums of 8 bytes each, as unsigned ones with 128 added.
-    const __m256i sums = _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8(static_cast<char>(0x80))),
-                                         _mm256_setzero_si256());
-    const auto half_sum = [](__m128i eights) {
-      return _mm_cvtsi128_si32(eights) + _mm_extract_epi32(eights, 2) - 16 * 128;
-    };
-    const int32_t first = half_sum(_mm256_castsi256_si128(sums));
-    const int32_t second = half_sum(_mm256_extracti128_si256(sums, 1));
-    out.scale = largest / 127.0F;
-    out.minus_sums[0] = -first;
-    out.minus_sums[1] = -second;
-    out.sum = out.scale * static_cast<float>(first + second);
-  }
+KVFOLD_INLINE void quantize_group(const float* x, int n, ActivationGroup::Row& out) {
+  const __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x);
+  const __m512 high =
+      n > kLanes ? _mm512_maskz_loadu_ps(first_lanes(n - kLanes), x + kLanes) : _mm512_setzero_ps();
+  // The comparison's order matters for NaN only, which both forms pass over.
+  const __m512 magnitude = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
+  const float largest = _mm512_reduce_max_ps(magnitude);
+  const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0F / largest : 0.0F);
+  const auto round = [&](__m512 v) {
+    v = _mm512_max_ps(_mm512_mul_ps(v, inverse), _mm512_set1_ps(-127.0F));
+    return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(127.0F)));
+  };
+  const __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(round(high)), _mm512_cvtepi32_epi8(round(low)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q), q);
+  // Sums of 8 bytes each, as unsigned ones with 128 added.
+  const __m256i sums =
+      _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8(static_cast<char>(0x80))), _mm256_setzero_si256());
+  const auto half_sum = [](__m128i eights) {
+    return _mm_cvtsi128_si32(eights) + _mm_extract_epi32(eights, 2) - 16 * 128;
+  };
+  const int32_t first = half_sum(_mm256_castsi256_si128(sums));
+  const int32_t second = half_sum(_mm256_extracti128_si256(sums, 1));
+  out.scale = largest / 127.0F;
+  out.minus_sum = -first - second;
+  out.minus_last = -second;
+  out.sum = out.scale * static_cast<float>(first + second);
+}
+
+void quantize(const float* x, int rows, int columns, ActivationGroup* panels) {
+  for_each_group(x, rows, columns, panels,
+                 [](const float* group, int n, ActivationGroup::Row& to) { quantize_group(group, n, to); });
 }
 
 void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
@@ -181,7 +183,7 @@ const CpuKernels kAvx512Kernels = {
     .row_unit = kTileRows,
     .packed_bytes = avx512::packed_bytes,
     .pack = avx512::pack,
-    .quantize_row = quantize_row,
+    .quantize = quantize,
     .matmul_q8 = avx512::matmul_q8,
     .matmul_f32 = matmul_f32,
     .gemm_tile = gemm_tile,

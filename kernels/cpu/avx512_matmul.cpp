@@ -74,13 +74,17 @@ struct LoadedBlock {
       std::memcpy(&four, x.q + 4 * j, sizeof four);
       return _mm512_set1_epi32(four);
     };
-    const auto start = [&](int half) {
+    const auto times_offset = [](int32_t minus_sum) {
       if constexpr (Traits::kOffset == 0) return _mm512_setzero_si512();
       constexpr int kShift = __builtin_ctz(Traits::kOffset | 1 << 8);
-      return _mm512_slli_epi32(_mm512_set1_epi32(x.minus_sums[half]), kShift);
+      return _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), kShift);
     };
-    __m512i first = start(0);
-    __m512i second = start(1);
+    __m512i first = times_offset(x.minus_sum);
+    __m512i second = _mm512_setzero_si512();
+    if constexpr (Format::kHasSubScales) {
+      second = times_offset(x.minus_last);
+      first = _mm512_sub_epi32(first, second);
+    }
     for (int j = 0; j < 4; ++j) {
       first = _mm512_dpbusd_epi32(first, q[j], quad(j));
       second = _mm512_dpbusd_epi32(second, q[j + 4], quad(j + 4));

@@ -34,8 +34,9 @@ struct alignas(64) ActivationGroup {
   struct Row {
     int8_t q[kGroup];
     float scale;
-    float sum;              // scale * float(sum of q)
-    int32_t minus_sums[2];  // minus the sums of q over the first and the second 16
+    float sum;           // scale * float(sum of q)
+    int32_t minus_sum;   // minus the sum of q
+    int32_t minus_last;  // minus the sum of its last 16
   };
   Row rows[kPanelRows];
 };
@@ -137,9 +138,9 @@ struct CpuKernels {
   size_t (*packed_bytes)(const MatrixView& weight);
   void (*pack)(const MatrixView& weight, int64_t begin, int64_t end, std::byte* out);
 
-  // One row of `columns` values to row `row` of the ceil(columns / 32) groups of a panel: round to nearest
-  // even of x * (127 / largest magnitude).
-  void (*quantize_row)(const float* x, int columns, ActivationGroup* panel, int row);
+  // Rows [rows][columns] to panels [ceil(rows / 8)][ceil(columns / 32)]: round to nearest even of x * (127 /
+  // largest magnitude of the group).
+  void (*quantize)(const float* x, int rows, int columns, ActivationGroup* panels);
 
   // y[t * y_stride + r] = dot(weight row r, x row t) for the rows r of units [begin, end), t in [0, rows).
   // The weight's data is packed where the table packs.

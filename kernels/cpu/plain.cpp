@@ -27,27 +27,29 @@ extern const CpuKernels kAvx2Kernels;
 
 namespace {
 
-void quantize_row(const float* x, int columns, ActivationGroup* panel, int row) {
-  for (int g = 0; g * kGroup < columns; ++g, ++panel) {
-    const int n = std::min(kGroup, columns - g * kGroup);
-    ActivationGroup::Row& out = panel->rows[row];
-    float largest = 0;
-    for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[g * kGroup + i]));
-    const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
-    int32_t sums[2] = {0, 0};
-    for (int i = 0; i < kGroup; ++i) {
-      float v = i < n ? x[g * kGroup + i] * inverse : 0.0F;
-      v = v > -127.0F ? v : -127.0F;
-      v = v < 127.0F ? v : 127.0F;
-      const auto rounded = static_cast<int32_t>(std::nearbyintf(v));
-      out.q[i] = static_cast<int8_t>(rounded);
-      sums[i / 16] += rounded;
-    }
-    out.scale = largest / 127.0F;
-    out.minus_sums[0] = -sums[0];
-    out.minus_sums[1] = -sums[1];
-    out.sum = out.scale * static_cast<float>(sums[0] + sums[1]);
+// The first n values of a group; the others are zeros.
+void quantize_group(const float* x, int n, ActivationGroup::Row& out) {
+  float largest = 0;
+  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
+  const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
+  int32_t sums[2] = {0, 0};
+  for (int i = 0; i < kGroup; ++i) {
+    float v = i < n ? x[i] * inverse : 0.0F;
+    v = v > -127.0F ? v : -127.0F;
+    v = v < 127.0F ? v : 127.0F;
+    const auto rounded = static_cast<int32_t>(std::nearbyintf(v));
+    out.q[i] = static_cast<int8_t>(rounded);
+    sums[i / 16] += rounded;
   }
+  out.scale = largest / 127.0F;
+  out.minus_sum = -sums[0] - sums[1];
+  out.minus_last = -sums[1];
+  out.sum = out.scale * static_cast<float>(sums[0] + sums[1]);
+}
+
+void quantize(const float* x, int rows, int columns, ActivationGroup* panels) {
+  for_each_group(x, rows, columns, panels,
+                 [](const float* group, int n, ActivationGroup::Row& to) { quantize_group(group, n, to); });
 }
 
 #if !defined(__AVX2__)
@@ -317,7 +319,7 @@ const CpuKernels kAvx2Kernels = {
     .row_unit = kTileRows,
     .packed_bytes = avx2::packed_bytes,
     .pack = avx2::pack,
-    .quantize_row = quantize_row,
+    .quantize = quantize,
     .matmul_q8 = avx2::matmul_q8,
     .matmul_f32 = matmul_f32,
     .gemm_tile = gemm_tile,
@@ -337,7 +339,7 @@ const CpuKernels kPlainKernels = {
     .row_unit = 1,
     .packed_bytes = nullptr,
     .pack = nullptr,
-    .quantize_row = quantize_row,
+    .quantize = quantize,
     .matmul_q8 = matmul_q8,
     .matmul_f32 = matmul_f32,
     .gemm_tile = gemm_tile,

@@ -59,9 +59,9 @@ struct TestWeight {
 struct TestRows {
   TestRows(const std::vector<float>& x, int rows, int columns) : groups((columns + 31) / 32) {
     panels.resize(static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows) * groups);
+    plain().quantize(x.data(), rows, columns, panels.data());
     for (int r = 0; r < rows; ++r) {
-      ActivationGroup* panel = &panels[static_cast<size_t>(r / kPanelRows) * groups];
-      plain().quantize_row(&x[static_cast<size_t>(r) * columns], columns, panel, r % kPanelRows);
+      const ActivationGroup* panel = &panels[static_cast<size_t>(r / kPanelRows) * groups];
       for (int g = 0; g < groups; ++g) {
         const ActivationGroup::Row& row = panel[g].rows[r % kPanelRows];
         q.insert(q.end(), row.q, row.q + kGroup);
