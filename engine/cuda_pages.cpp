@@ -42,20 +42,28 @@ Result<std::span<const T>> CudaPages::send(std::span<const T> from, size_t at) {
   return std::span<const T>(to, from.size());
 }
 
-Status CudaPages::change_rows(const KvPagesView& pages, const RowChange& change,
-                              std::span<const RowRun> runs) {
-  if (runs.empty()) return {};
+Result<bool> CudaPages::change_rows(const KvPagesView& pages, const RowChange& change,
+                                    std::span<const RowRun> runs) {
+  if (runs.empty()) return true;
   const size_t vectors_at = aligned(runs.size_bytes());
   const size_t wanted_at = vectors_at + aligned(change.vectors.size_bytes());
   device_->make_current();
-  KVFOLD_RETURN_IF_ERROR(scratch_.reserve(wanted_at + change.wanted.size_bytes(), kChange));
+  const size_t unheld_at = wanted_at + aligned(change.wanted.size_bytes());
+  KVFOLD_RETURN_IF_ERROR(scratch_.reserve(unheld_at + sizeof(unsigned), kChange));
   RowChange there = change;
   KVFOLD_ASSIGN_OR_RETURN(const std::span<const RowRun> runs_there, send(runs, 0));
   KVFOLD_ASSIGN_OR_RETURN(there.vectors, send(change.vectors, vectors_at));
   KVFOLD_ASSIGN_OR_RETURN(there.wanted, send(change.wanted, wanted_at));
-  cuda::change_rows(pages, there, runs_there, device_->stream());
+  unsigned unheld = 0;
+  KVFOLD_RETURN_IF_ERROR(send(std::span<const unsigned>(&unheld, 1), unheld_at).status());
+  auto* unheld_there = reinterpret_cast<unsigned*>(scratch_.get() + unheld_at);
+  cuda::change_rows(pages, there, runs_there, unheld_there, device_->stream());
   KVFOLD_RETURN_IF_ERROR(cuda_status(cudaGetLastError(), kChange));
-  return cuda_status(cudaStreamSynchronize(device_->stream()), kChange);
+  KVFOLD_RETURN_IF_ERROR(cuda_status(
+      cudaMemcpyAsync(&unheld, unheld_there, sizeof unheld, cudaMemcpyDeviceToHost, device_->stream()),
+      kChange));
+  KVFOLD_RETURN_IF_ERROR(cuda_status(cudaStreamSynchronize(device_->stream()), kChange));
+  return unheld == 0;
 }
 
 Status CudaPages::row_norms(const KvPagesView& pages, std::span<const RowRun> runs, std::span<double> norms) {

@@ -18,8 +18,8 @@ class CudaPages final : public PageMemory, private RowComputer {
   RowComputer* computer() override { return this; }
 
  private:
-  Status change_rows(const KvPagesView& pages, const RowChange& change,
-                     std::span<const RowRun> runs) override;
+  Result<bool> change_rows(const KvPagesView& pages, const RowChange& change,
+                           std::span<const RowRun> runs) override;
   Status row_norms(const KvPagesView& pages, std::span<const RowRun> runs, std::span<double> norms) override;
   void copy_rows(const KvPagesView& pages, std::span<const RowCopy> copies) override;
   // Ends a copy that was asked for by a call that gave `queued`.

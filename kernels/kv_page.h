@@ -75,6 +75,12 @@ KVFOLD_HD inline size_t kv_scale_index(Part part, int head_dim, int row, int gro
                             : static_cast<size_t>(row) * kv_scale_groups(head_dim) + group;
 }
 
+// Whether a page can hold x. f16 makes infinity of what is 65520 or more, and no page is to hold infinity or
+// NaN: attention over it is none.
+KVFOLD_HD inline bool kv_holds(CacheType type, float x) {
+  return std::fabs(x) < (type == CacheType::kF16 ? 65520.0F : INFINITY);
+}
+
 inline void kv_store_row(CacheType type, Part part, int head_dim, std::byte* page, int row, const float* in) {
   if (type == CacheType::kF32) {
     auto* out = reinterpret_cast<float*>(page);

@@ -270,7 +270,8 @@ TEST_F(Exchange, ValuesThatPagesCannotHoldAreRefused) {
   EXPECT_EQ(refusal(file), "no error");
   EXPECT_EQ(refusal(file, make_pool(CacheType::kQ8)), "no error");
   EXPECT_EQ(refusal(file, make_pool(CacheType::kF16)),
-            "tensor 'layers.1.v': row 2 of head 0 holds -70000, beyond what pages of type f16 can");
+            "tensor 'layers.1.v': row 2: layer 1 head 0: V becomes -70000, beyond what pages of type f16 can "
+            "hold");
   file.set("layers.1.v", 17, 65519);  // rounds to the largest, 65504
   EXPECT_EQ(refusal(file, make_pool(CacheType::kF16)), "no error");
   // Each half of the pair is small enough; turned back they are not.
@@ -278,7 +279,8 @@ TEST_F(Exchange, ValuesThatPagesCannotHoldAreRefused) {
   file.set("layers.1.k", (5 + 1) * 6, 60000);
   file.set("layers.1.k", (5 + 1) * 6 + 2, -60000);
   EXPECT_EQ(refusal(file, make_pool(CacheType::kF16)),
-            "tensor 'layers.1.k': row 1 of head 1 holds -67866.75, beyond what pages of type f16 can");
+            "tensor 'layers.1.k': row 1: layer 1 head 1: K becomes -67866.75, beyond what pages of type f16 "
+            "can hold");
 }
 
 TEST_F(Exchange, AShortPoolIsAnErrorAndLeaksNothing) {

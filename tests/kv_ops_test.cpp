@@ -338,6 +338,52 @@ TEST(Pool, ExhaustionNamesBytesAndChangesNothing) {
   EXPECT_EQ(pool->pages_held(), 2 * held);
 }
 
+// Three rows of twos.
+KvCache cache_of_twos(const std::shared_ptr<PagePool>& pool) {
+  const std::vector<float> rows(size_t{3} * row_width(kShape), 2.0F);
+  return must(cache_of_rows(pool, kShape, std::vector<TokenId>(3), rows.data(), "twos"));
+}
+
+TEST(Pages, WhatTheyCannotHoldIsRefused) {
+  const auto refused = [](const std::string& where, const std::string& value, const char* type) {
+    return where + " becomes " + value + ", beyond what pages of type " + type + " can hold";
+  };
+  const auto pool = make_pool(CacheType::kF16);
+  const KvCache cache = cache_of_twos(pool);
+  const size_t held = pool->pages_held();
+  const Selection all = select(cache, "");
+  const Selection last = select(cache, "layers=2 heads=1 rows=1-2 parts=v");
+  EXPECT_EQ(error_of(scale(cache, -40000, all)), refused("layer 0 head 0: K", "-80000", "f16"));
+  EXPECT_EQ(error_of(scale(cache, 40000, last)), refused("layer 2 head 1: V", "80000", "f16"));
+  EXPECT_EQ(error_of(scale(cache, 32760, last)), refused("layer 2 head 1: V", "65520", "f16"));
+  EXPECT_EQ(error_of(mix(cache, must(scale(cache, 3, all)), 1e5, last)),
+            refused("layer 2 head 1: V", "400002", "f16"));
+  EXPECT_EQ(error_of(add(cache, {{}, std::vector<float>(64, NAN)}, 1, last)),
+            refused("layer 2 head 1: V", "nan", "f16"));
+  std::vector<float> spike(64);
+  spike[7] = -1e5;
+  EXPECT_EQ(error_of(add(cache, {spike, {}}, 1, select(cache, "layers=1 heads=0 rows=2"))),
+            refused("layer 1 head 0: K", "-99998", "f16"));
+  // Norms that are one element's.
+  const KvCache peaks = must(add(must(scale(cache, 0, all)), {spike, spike}, 0.5, all));
+  const KvCache strong = must(scale(cache, 30000, all));
+  for (const NormTarget by : {NormTarget::kRow, NormTarget::kLaneMean})
+    EXPECT_EQ(error_of(match_norm(peaks, strong, by, last)), refused("layer 2 head 1: V", "-480000", "f16"));
+  EXPECT_EQ(
+      error_of(noise(must(add(strong, {spike, spike}, 1, all)), last, NoiseKind::kMatched, 1)).substr(0, 33),
+      "row 0: layer 2 head 1: V becomes ");
+  EXPECT_EQ(pool->pages_held(), 3 * held);     // peaks and strong, and nothing of what was refused
+  EXPECT_TRUE(scale(cache, 32759, all).ok());  // rounds to the largest, 65504
+
+  const std::vector<float> rows(size_t{2} * row_width(kShape), 1e5F);
+  EXPECT_EQ(error_of(cache_of_rows(pool, kShape, std::vector<TokenId>(2), rows.data(), "x")),
+            "row 0: " + refused("layer 0 head 0: K", "100000", "f16"));
+  for (const auto& [type, name] : {std::pair{CacheType::kF32, "f32"}, std::pair{CacheType::kQ8, "q8"}}) {
+    const KvCache large = must(scale(cache_of_twos(make_pool(type)), 1e38, all));
+    EXPECT_EQ(error_of(scale(large, 10, last)), refused("layer 2 head 1: V", "inf", name));
+  }
+}
+
 TEST(Pool, BelowOnePageIsNone) {
   EXPECT_EQ(error_of(PagePool::create(CacheType::kF16, 64, 4095)),
             "cache pool: a budget of 4095 bytes is below one page (4096 bytes)");
@@ -348,7 +394,7 @@ class FailingDevice final : public FarMemory, public RowComputer {
  public:
   FailingDevice() : FarMemory(size_t{1} << 20) {}
   RowComputer* computer() override { return this; }
-  Status change_rows(const KvPagesView&, const RowChange&, std::span<const RowRun>) override {
+  Result<bool> change_rows(const KvPagesView&, const RowChange&, std::span<const RowRun>) override {
     return Status::error("the device is lost");
   }
   Status row_norms(const KvPagesView&, std::span<const RowRun>, std::span<double>) override {

@@ -117,6 +117,24 @@ TEST_F(ProjectCommand, RefusesACacheOfTokensOutsideTheVocabulary) {
   EXPECT_FALSE(std::filesystem::exists(folder_.file("x")));
 }
 
+TEST_F(ProjectCommand, RefusesWhatPagesCannotHold) {
+  ProjectorData large = ridge("tiny.gguf", "other.gguf");
+  const int width = row_width(large.target.shape);
+  large.tensors["ridge.mean_out"].data[row_offset(large.target.shape, Part::kValue, 1) + 3] = 1e5F;
+  ASSERT_TRUE(save_projector(large, folder_.file("p.safetensors")).ok());
+  const std::string to = std::string(kProject) + "--target other.gguf --out x";
+  expect_refused(to, "p.safetensors: row 0: layer 1 head 0: V becomes ");
+  expect_refused(to, ", beyond what pages of type f16 can hold");
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("x")));
+  EXPECT_EQ(kvfold(to + " --cache-type q8").status, 0);
+  std::filesystem::remove(folder_.file("x"));
+  // A product that f32 cannot hold either.
+  large.tensors["ridge.scale_out"].data.assign(static_cast<size_t>(width), 3e38F);
+  ASSERT_TRUE(save_projector(large, folder_.file("p.safetensors")).ok());
+  expect_refused(to + " --cache-type f32", "inf, beyond what pages of type f32 can hold");
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("x")));
+}
+
 TEST_F(ProjectCommand, RefusesDamagedProjectors) {
   const std::string good = TemporaryFolder::read(folder_.file("p.safetensors"));
   const auto refused = [&](const std::string& bytes, const std::string& what) {

@@ -69,14 +69,11 @@ Result<KvCache> change_rows(const KvCache& cache, const Selection& selection, Op
       const std::shared_ptr<PageTable> changed = plan_lane(old, part, lane, selection, other, runs);
       lanes.replace(part, lane, splice(cache.lanes().table(part, lane), *changed, selection.rows));
     }
-  KVFOLD_RETURN_IF_ERROR(pool->change_rows(change, runs));
+  KVFOLD_ASSIGN_OR_RETURN(const std::optional<PagePool::Unheld> unheld, pool->change_rows(change, runs));
+  if (unheld) return beyond_pages(lanes, part_of(unheld->table), unheld->table / 2, unheld->value);
   auto rows = std::make_shared<Rows>(cache.rows());
   mark_held(*rows, selection.rows, slice.lanes, operation);
   return KvCache(std::move(lanes), std::move(rows), cache.next_position());
-}
-
-std::string lane_text(const CacheShape& shape, int lane) {
-  return fmt::format("layer {} head {}", lane / shape.kv_heads, lane % shape.kv_heads);
 }
 
 Status check_same_kind(const KvCache& a, const KvCache& b) {

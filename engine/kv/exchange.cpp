@@ -209,8 +209,6 @@ class Importer {
 
   Status store_layer(Part part, int layer, const std::vector<float>& values, const KeyTurner& turner,
                      KvLanes& lanes) const {
-    // From here on f16 rounds to infinity.
-    const float beyond = lanes.pool()->type() == CacheType::kF16 ? 65520.0F : INFINITY;
     LaneMatrix m{rows_->size(), shape_.head_dim, {}, {}};
     m.slots.resize(static_cast<size_t>(m.rows));
     std::iota(m.slots.begin(), m.slots.end(), 0);
@@ -220,14 +218,9 @@ class Importer {
       m.data.assign(begin, begin + size);
       if (part == Part::kKey)
         for (int r = 0; r < m.rows; ++r) turner.to_ours(m.row(r), r, rotated_, interleaved_);
-      const auto bad =
-          std::find_if(m.data.begin(), m.data.end(), [&](float x) { return std::abs(x) >= beyond; });
-      if (bad != m.data.end())
-        return meta_.fail(
-            fmt::format("tensor '{}': row {} of head {} holds {}, beyond what pages of type {} can",
-                        tensor_name(part, layer), (bad - m.data.begin()) / m.columns, head, *bad,
-                        cache_type_name(lanes.pool()->type())));
-      lanes.replace(part, shape_.lane(layer, head), store_lane(lanes.pool(), part, m));
+      KVFOLD_RETURN_IF_ERROR(
+          store_lane(lanes, part, shape_.lane(layer, head), m)
+              .with_prefix(fmt::format("{}: tensor '{}': ", meta_.path(), tensor_name(part, layer))));
     }
     return {};
   }

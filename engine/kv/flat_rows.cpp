@@ -52,10 +52,13 @@ Result<KvCache> cache_of_rows(const std::shared_ptr<PagePool>& pool, const Cache
   LaneMatrix m{count, shape.head_dim, std::vector<int>(tokens.size()), {}};
   std::iota(m.slots.begin(), m.slots.end(), 0);
   m.data.resize(static_cast<size_t>(count) * shape.head_dim);
+  Status status;
   for_each_lane(shape, [&](Part part, int lane, int offset) {
+    if (!status.ok()) return;
     for (int r = 0; r < count; ++r) std::copy_n(rows + r * width + offset, shape.head_dim, m.row(r));
-    lanes.replace(part, lane, store_lane(pool, part, m));
+    status = store_lane(lanes, part, lane, m);
   });
+  KVFOLD_RETURN_IF_ERROR(status);
   auto info = std::make_shared<Rows>();
   const int32_t index = info->source_index(source);
   info->tokens.assign(tokens.begin(), tokens.end());

@@ -22,7 +22,7 @@ std::vector<float> all_rows(const KvCache& cache);
 std::vector<float> gather_rows(const KvCache& cache, std::span<const int> which);
 
 // A cache of these rows [tokens.size()][row_width], at positions from 0 on, rounded to the pool's type. Their
-// origins name `source`. Errors: the pool is exhausted.
+// origins name `source`. Errors: the pool is exhausted; a value that its pages cannot hold.
 Result<KvCache> cache_of_rows(const std::shared_ptr<PagePool>& pool, const CacheShape& shape,
                               std::span<const TokenId> tokens, const float* rows, const std::string& source);
 

@@ -1,6 +1,12 @@
 #include "engine/kv/lane_matrix.h"
 
+#include <fmt/core.h>
+
+#include <algorithm>
 #include <cmath>
+#include <span>
+
+#include "engine/kv/cache_file.h"
 
 namespace kvfold {
 
@@ -16,13 +22,30 @@ LaneMatrix load_lane(const KvLanes& lanes, Part part, int lane) {
   return m;
 }
 
-std::shared_ptr<PageTable> store_lane(const std::shared_ptr<PagePool>& pool, Part part, const LaneMatrix& m) {
+Status store_lane(KvLanes& lanes, Part part, int lane, const LaneMatrix& m) {
+  const std::shared_ptr<PagePool>& pool = lanes.pool();
   auto table = std::make_shared<PageTable>(pool);
   for (int r = 0; r < m.rows; ++r) {
+    const std::span<const float> row(m.row(r), static_cast<size_t>(m.columns));
+    const auto bad =
+        std::find_if_not(row.begin(), row.end(), [&](float x) { return kv_holds(pool->type(), x); });
+    if (bad != row.end())
+      return beyond_pages(lanes, part, lane, *bad).with_prefix(fmt::format("row {}: ", m.slots[r]));
     const PageTable::RowPlace place = table->extend(m.slots[r]);
-    kv_store_row(pool->type(), part, pool->head_dim(), pool->write(place.page), place.row, m.row(r));
+    kv_store_row(pool->type(), part, pool->head_dim(), pool->write(place.page), place.row, row.data());
   }
-  return table;
+  lanes.replace(part, lane, std::move(table));
+  return {};
+}
+
+std::string lane_text(const CacheShape& shape, int lane) {
+  return fmt::format("layer {} head {}", lane / shape.kv_heads, lane % shape.kv_heads);
+}
+
+Status beyond_pages(const KvLanes& lanes, Part part, int lane, float value) {
+  return Status::error(fmt::format("{}: {} becomes {}, beyond what pages of type {} can hold",
+                                   lane_text(lanes.shape(), lane), part == Part::kKey ? "K" : "V", value,
+                                   cache_type_name(lanes.pool()->type())));
 }
 
 double norm(const float* x, int n) {

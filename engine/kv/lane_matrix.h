@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/kv/cache.h"
@@ -20,8 +21,14 @@ struct LaneMatrix {
 // The rows that a lane holds.
 LaneMatrix load_lane(const KvLanes& lanes, Part part, int lane);
 
-// A fresh table with the matrix's rows at its slots. REQUIRES: the pool has room for them.
-std::shared_ptr<PageTable> store_lane(const std::shared_ptr<PagePool>& pool, Part part, const LaneMatrix& m);
+// Gives the lane a fresh table with the matrix's rows at its slots. Errors: a value that pages cannot hold.
+// REQUIRES: the pool has room for them.
+Status store_lane(KvLanes& lanes, Part part, int lane, const LaneMatrix& m);
+
+// "layer 3 head 1"
+std::string lane_text(const CacheShape& shape, int lane);
+// That a lane's K or V would hold `value`, which its pages cannot (kv_holds()).
+Status beyond_pages(const KvLanes& lanes, Part part, int lane, float value);
 
 // Pages that store_lane() allocates for `rows` rows.
 inline size_t pages_of_rows(int rows) { return static_cast<size_t>((rows + kPageRows - 1) / kPageRows); }

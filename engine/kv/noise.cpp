@@ -133,7 +133,7 @@ Result<KvSlice> noise(const KvSlice& like, NoiseKind kind, uint64_t seed) {
       LaneMatrix m = load_lane(like.lanes, part, lane);
       Random random(derive_seed(seed, 1 + 2 * static_cast<uint64_t>(lane) + (part == Part::kKey ? 0 : 1)));
       make(kind, m, random, order);
-      lanes.replace(part, lane, store_lane(pool, part, m));
+      KVFOLD_RETURN_IF_ERROR(store_lane(lanes, part, lane, m));
     }
   auto rows = std::make_shared<Rows>(*like.rows);
   mark_held(*rows, Selection::all(like.shape(), like.size()).rows, lanes, Operation::kNoise);

@@ -88,7 +88,7 @@ Result<KvSlice> concat(std::span<const KvSlice> slices);
 // ---- Arithmetic on vectors. Each works on the selected rows of the selected lanes and parts, as far as
 // lanes
 // ---- hold them, in f64 rounded to f32 and then to the pages' type; rows that are not selected keep their
-// pages.
+// pages. Errors of each: a value that the pages cannot hold (lane, K or V, and the value are named).
 
 // (1 - alpha) a + alpha b, row by row. Errors: shapes, pools or sizes differ; a lane holds a selected row in
 // one of them alone.

@@ -16,8 +16,9 @@ namespace kvfold {
 class RowComputer {
  public:
   virtual ~RowComputer() = default;
-  virtual Status change_rows(const KvPagesView& pages, const RowChange& change,
-                             std::span<const RowRun> runs) = 0;
+  // Whether the pages can hold all that was made (kv_holds()).
+  virtual Result<bool> change_rows(const KvPagesView& pages, const RowChange& change,
+                                   std::span<const RowRun> runs) = 0;
   // Of the rows `from`: norms [runs][kPageRows].
   virtual Status row_norms(const KvPagesView& pages, std::span<const RowRun> runs,
                            std::span<double> norms) = 0;

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -62,9 +63,15 @@ class PagePool {
   // Sends written copies to the device and forgets all copies. Backends call it before kernels touch pages.
   void flush();
 
+  // A value that pages cannot hold (kv_holds()), and the table that it was made for.
+  struct Unheld {
+    int table;
+    float value;
+  };
   // Work on rows, where the pages lie (page_rows.cpp). Pages that are written are held by one table alone,
-  // and none of them is read by the same call. Errors: the device's.
-  Status change_rows(const RowChange& change, std::span<const RowRun> runs);
+  // and none of them is read by the same call. What a change makes that the pages cannot hold is told, and
+  // the pages are then of no use. Errors: the device's.
+  Result<std::optional<Unheld>> change_rows(const RowChange& change, std::span<const RowRun> runs);
   // Euclidean norms of the rows `from`: norms [runs][kPageRows].
   Status row_norms(std::span<const RowRun> runs, std::span<double> norms);
   void copy_rows(std::span<const RowCopy> copies);
@@ -84,6 +91,7 @@ class PagePool {
   };
   PagePool(CacheType type, int head_dim, size_t page_bytes, size_t capacity,
            std::unique_ptr<PageMemory> memory);
+  std::optional<Unheld> change_here(const RowChange& change, std::span<const RowRun> runs, bool store);
   std::byte* in_place(PageId page) const { return memory_->base() + static_cast<size_t>(page) * page_bytes_; }
   Copy& copy_of(PageId page);
   std::byte* written(PageId page);

@@ -36,11 +36,22 @@ void change_row(const RowChange& change, int table, std::span<float> x, std::spa
 
 }  // namespace
 
-Status PagePool::change_rows(const RowChange& change, std::span<const RowRun> runs) {
-  if (RowComputer* computer = memory_->computer()) {
-    flush();
-    return computer->change_rows(view(), change, runs);
-  }
+Result<std::optional<PagePool::Unheld>> PagePool::change_rows(const RowChange& change,
+                                                              std::span<const RowRun> runs) {
+  RowComputer* computer = memory_->computer();
+  if (computer == nullptr) return change_here(change, runs, true);
+  flush();
+  KVFOLD_ASSIGN_OR_RETURN(const bool held, computer->change_rows(view(), change, runs));
+  if (held) return std::optional<Unheld>();
+  const std::optional<Unheld> unheld = change_here(change, runs, false);
+  KVFOLD_RETURN_IF_ERROR(status());  // or the rows that were read are none
+  KVFOLD_CHECK(unheld.has_value());
+  return unheld;
+}
+
+// Up to what pages cannot hold; with `store` the rows are written.
+std::optional<PagePool::Unheld> PagePool::change_here(const RowChange& change, std::span<const RowRun> runs,
+                                                      bool store) {
   const bool of_two = change.formula == RowFormula::kMix || change.formula == RowFormula::kMatchRow;
   std::vector<float> x(static_cast<size_t>(head_dim_));
   std::vector<float> other(x.size());
@@ -50,10 +61,12 @@ Status PagePool::change_rows(const RowChange& change, std::span<const RowRun> ru
       kv_load_row(type_, part, head_dim_, read(run.from), run.from_row + i, x.data());
       if (of_two) kv_load_row(type_, part, head_dim_, read(run.other), run.other_row + i, other.data());
       change_row(change, run.table, x, other);
-      kv_store_row(type_, part, head_dim_, write(run.to), run.to_row + i, x.data());
+      for (const float value : x)
+        if (!kv_holds(type_, value)) return Unheld{run.table, value};
+      if (store) kv_store_row(type_, part, head_dim_, write(run.to), run.to_row + i, x.data());
     }
   }
-  return {};
+  return std::nullopt;
 }
 
 Status PagePool::row_norms(std::span<const RowRun> runs, std::span<double> norms) {

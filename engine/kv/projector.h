@@ -85,8 +85,8 @@ Status check_projector(const ProjectorData& data);
 Result<std::unique_ptr<Projector>> make_projector(ProjectorData data);
 
 // A cache of the source model as the projector makes it for the target's tokens. The rows' origins name
-// `origin`. Errors: the pool is exhausted. REQUIRES: every lane holds every row; the cache's rows are
-// tokens.source.
+// `origin`. Errors: the pool is exhausted; a value that its pages cannot hold. REQUIRES: every lane holds
+// every row; the cache's rows are tokens.source.
 Result<KvCache> project(const Projector& projector, const KvCache& source, const AlignedTokens& tokens,
                         const std::shared_ptr<PagePool>& pool, const std::string& origin,
                         ThreadPool& threads);

@@ -109,7 +109,9 @@ Result<KvCache> project_file(const Options& options, const OpenCaches& in, const
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<PagePool> pool,
                           PagePool::create(type, target.shape.head_dim, kBudget));
   ThreadPool threads(ThreadPool::available());
-  return project(projector, cache, aligned.value(), pool, options.in, threads);
+  Result<KvCache> made = project(projector, cache, aligned.value(), pool, options.in, threads);
+  if (!made.ok()) return made.status().with_prefix(options.projector + ": ");
+  return made;
 }
 
 Status run(const Options& options) {

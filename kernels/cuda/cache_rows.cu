@@ -50,15 +50,21 @@ struct PageRow {
       return static_cast<float>(element(d)) * scale(d / 32);
     }
   }
-  // value(d) is asked for twice where pages are quantised; unrolled further, that spills registers.
+  // value(d) is asked for twice where pages are quantised; unrolled further, that spills registers. Whether
+  // the page can hold all of them.
   template <class Value>
-  __device__ __forceinline__ void store(const Value& value) const {
+  __device__ __forceinline__ bool store(const Value& value) const {
+    bool held = true;
     if constexpr (type == CacheType::kQ8) {
       for (int begin = 0; begin < head_dim; begin += 32) {
         const int end = min(begin + 32, head_dim);
         float largest = 0;
 #pragma unroll 2
-        for (int d = begin; d < end; ++d) largest = fmaxf(largest, fabsf(value(d)));
+        for (int d = begin; d < end; ++d) {
+          const float v = value(d);
+          held = held && kv_holds(type, v);
+          largest = fmaxf(largest, fabsf(v));
+        }
         const float inverse = largest > 0 ? 127.0F / largest : 0.0F;
 #pragma unroll 2
         for (int d = begin; d < end; ++d)
@@ -67,10 +73,13 @@ struct PageRow {
       }
     } else {
       for (int d = 0; d < head_dim; ++d) {
-        if constexpr (type == CacheType::kF32) element(d) = value(d);
-        if constexpr (type == CacheType::kF16) element(d) = to_half(value(d));
+        const float v = value(d);
+        held = held && kv_holds(type, v);
+        if constexpr (type == CacheType::kF32) element(d) = v;
+        if constexpr (type == CacheType::kF16) element(d) = to_half(v);
       }
     }
+    return held;
   }
   __device__ __forceinline__ void copy(const PageRow& from) const {
     for (int d = 0; d < head_dim; ++d) element(d) = from.element(d);
@@ -95,7 +104,8 @@ __device__ __forceinline__ int warp_index() {
 
 template <CacheType type>
 __global__ void __launch_bounds__(kThreads)
-    change_rows_kernel(const KvPagesView pages, const RowChange change, const RowRun* runs, int count) {
+    change_rows_kernel(const KvPagesView pages, const RowChange change, const RowRun* runs, int count,
+                       unsigned* unheld) {
   const int index = warp_index();
   if (index >= count) return;
   const RowRun run = runs[index];
@@ -106,11 +116,13 @@ __global__ void __launch_bounds__(kThreads)
   const PageRow<type> other(pages, run.other, part, run.other_row + row);
   const PageRow<type> to(pages, run.to, part, run.to_row + row);
   double factor = change.factor;
+  bool held = true;
   if (change.formula == RowFormula::kMix) {
-    to.store([&](int d) { return static_cast<float>((1 - factor) * from.load(d) + factor * other.load(d)); });
+    held = to.store(
+        [&](int d) { return static_cast<float>((1 - factor) * from.load(d) + factor * other.load(d)); });
   } else if (change.formula == RowFormula::kAdd) {
     const float* vector = change.vectors.data() + static_cast<size_t>(run.table) * pages.head_dim;
-    to.store([&](int d) { return static_cast<float>(from.load(d) + factor * vector[d]); });
+    held = to.store([&](int d) { return static_cast<float>(from.load(d) + factor * vector[d]); });
   } else {
     if (change.formula != RowFormula::kScale) {
       const double found = from.norm();
@@ -118,8 +130,9 @@ __global__ void __launch_bounds__(kThreads)
           change.formula == RowFormula::kMatchRow ? other.norm() : change.wanted.data()[run.table];
       factor = found > 0 ? wanted / found : 1;
     }
-    to.store([&](int d) { return static_cast<float>(factor * from.load(d)); });
+    held = to.store([&](int d) { return static_cast<float>(factor * from.load(d)); });
   }
+  if (!held) atomicOr(unheld, 1U);
 }
 
 template <CacheType type>
@@ -169,11 +182,11 @@ void launch_for(CacheType type, const Launch& launch) {
 }  // namespace
 
 void change_rows(const KvPagesView& pages, const RowChange& change, std::span<const RowRun> runs,
-                 cudaStream_t stream) {
+                 unsigned* unheld, cudaStream_t stream) {
   if (runs.empty()) return;
   launch_for(pages.type, [&](auto type) {
     KVFOLD_LAUNCH((change_rows_kernel<type()>), blocks_of(runs.size()), kThreads, 0, stream, pages, change,
-                  runs.data(), static_cast<int>(runs.size()));
+                  runs.data(), static_cast<int>(runs.size()), unheld);
   });
 }
 

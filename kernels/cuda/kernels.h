@@ -144,10 +144,10 @@ void attention(const DeviceBatch& batch, const KvShape& shape, const DeviceRope&
 int most_head_dim(CacheType type, size_t shared_bytes);
 
 // Work on rows of caches (engine/kv/page_rows.cpp does the same on the host). Spans are of device memory, but
-// for those of copies, which go with the launch. norms [runs][kPageRows], of the rows `from`; 0 behind a
-// run's last.
+// for those of copies, which go with the launch. *unheld becomes 1 where the pages cannot hold what was made
+// (kv_holds()). norms [runs][kPageRows], of the rows `from`; 0 behind a run's last.
 void change_rows(const KvPagesView& pages, const RowChange& change, std::span<const RowRun> runs,
-                 cudaStream_t stream);
+                 unsigned* unheld, cudaStream_t stream);
 void row_norms(const KvPagesView& pages, std::span<const RowRun> runs, double* norms, cudaStream_t stream);
 void copy_rows(const KvPagesView& pages, std::span<const RowCopy> copies, cudaStream_t stream);
 

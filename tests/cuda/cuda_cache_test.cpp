@@ -121,13 +121,34 @@ TEST_P(DeviceCache, OperationsGiveTheBitsOfTheHost) {
         const KvCache found = must(operation(caches[1][0], caches[1][1]));
         if (const auto use = device_use()) {
           EXPECT_GT(use->kernels, before_it->kernels) << name;
-          EXPECT_LE(use->copies_to_host, before_it->copies_to_host + 1) << name << ": norms at most";
+          EXPECT_LE(use->copies_to_host, before_it->copies_to_host + 2)
+              << name << ": norms, and whether the pages hold it, at most";
         }
         ASSERT_EQ(bytes_of(found), bytes_of(expected))
             << name << ", type " << static_cast<int>(type) << ", head_dim " << head_dim;
         ASSERT_EQ(bytes_of(caches[1][0]), before) << name << " changes its input";
       }
     }
+}
+
+TEST_P(DeviceCache, WhatPagesCannotHoldIsRefusedAsOnTheHost) {
+  for (const CacheType type : {CacheType::kF16, CacheType::kF32, CacheType::kQ8}) {
+    const CacheShape shape{2, 2, 4};
+    const Selection some = must(Selection::parse("layers=1 rows=1-34", shape, kRows));
+    std::vector<std::string> errors;
+    for (const auto& pool : {must(PagePool::create(type, 4, kPoolBytes)), device_pool(type, 4)}) {
+      const KvCache cache = random_cache(pool, shape, 1);
+      const std::vector<std::byte> before = bytes_of(cache);
+      const size_t held = pool->pages_held();
+      const Result<KvCache> scaled = scale(cache, 1e39, some);
+      ASSERT_FALSE(scaled.ok());
+      errors.push_back(scaled.status().message());
+      EXPECT_EQ(pool->pages_held(), held);
+      EXPECT_EQ(bytes_of(cache), before);
+    }
+    EXPECT_EQ(errors[0].substr(0, 26), "layer 1 head 0: K becomes ");
+    EXPECT_EQ(errors[0], errors[1]);
+  }
 }
 
 // A fork that grows copies the rows of its last pages, with one launch for up to 256 of them.
