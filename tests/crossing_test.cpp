@@ -130,7 +130,8 @@ TEST(Gap, IsTheShareOfSums) {
 }
 
 TEST(Gap, IntervalsCoverTheTruth) {
-  // 300 sets of 40 texts with a true share of 0.6 in the mean: the intervals hold it in about 95% of them.
+  // 300 sets of 40 documents with a true share of 0.6 in the mean: the intervals hold it in about 95% of
+  // them, also where every second one has four texts that have more in common than not.
   Random random(1);
   int held = 0;
   constexpr int kSets = 300;
@@ -138,13 +139,18 @@ TEST(Gap, IntervalsCoverTheTruth) {
     std::vector<double> none;
     std::vector<double> text;
     std::vector<double> own;
+    std::vector<std::string> documents;
     for (int i = 0; i < 40; ++i) {
-      const double gap = 1 + random.uniform();
-      none.push_back(6 + random.gaussian());
-      text.push_back(none.back() - gap);
-      own.push_back(none.back() - 0.6 * gap + 0.5 * random.gaussian());
+      const double common = random.gaussian();
+      for (int part = 0; part < (i % 2 == 0 ? 1 : 4); ++part) {
+        const double gap = 1 + random.uniform();
+        none.push_back(6 + random.gaussian());
+        text.push_back(none.back() - gap);
+        own.push_back(none.back() - 0.6 * gap + 0.5 * common + 0.2 * random.gaussian());
+        documents.push_back(document_of("d/" + std::to_string(i) + "#" + std::to_string(part)));
+      }
     }
-    const Interval found = gap_interval(none, text, none, own, static_cast<uint64_t>(set));
+    const Interval found = gap_interval(none, text, none, own, documents, static_cast<uint64_t>(set));
     held += found.low <= 0.6 && 0.6 <= found.high ? 1 : 0;
   }
   EXPECT_GE(held, kSets * 88 / 100);  // observed 93%
@@ -156,14 +162,44 @@ TEST(Crossing, SumsUpEachCondition) {
   const std::map<std::string, double> nll = {{"none", 6},         {"text", 4},   {"projected", 4.5},
                                              {"mismatched", 6.5}, {"mean", 5.8}, {"mismatched-text", 5.6}};
   for (const auto& [condition, value] : nll)
-    for (int i = 0; i < 5; ++i) lines.push_back({{"condition", condition}, {"nll", value + 0.1 * i}});
+    for (int i = 0; i < 5; ++i)
+      lines.push_back(
+          {{"trial", "t#" + std::to_string(i)}, {"condition", condition}, {"nll", value + 0.1 * i}});
   const nlohmann::ordered_json out = summarise_texts(lines, 1);
   EXPECT_NEAR(out.at("projected").at("g").at("value").get<double>(), 0.75, 1e-12);
   EXPECT_NEAR(out.at("projected").at("g_pair").at("value").get<double>(), 1.0, 1e-12);
   EXPECT_NEAR(out.at("text").at("g_pair").at("value").get<double>(), 0.8, 1e-12);
+  const auto& less = out.at("projected").at("g_pair_less_text");
+  EXPECT_NEAR(less.at("value").get<double>(), 0.2, 1e-12);
+  EXPECT_NEAR(less.at("low").get<double>(), 0.2, 1e-12);  // all texts say the same
   EXPECT_FALSE(out.at("mean").contains("g_pair"));
   EXPECT_NEAR(out.at("mean").at("g").at("value").get<double>(), 0.1, 1e-12);
   EXPECT_FALSE(out.contains("noise"));
+}
+
+TEST(Crossing, SharesOfFactsHaveAWidthWhereAllAgree) {
+  std::vector<nlohmann::ordered_json> lines;
+  for (int i = 0; i < 48; ++i)
+    lines.push_back({{"kind", "known"},
+                     {"condition", "projected"},
+                     {"name", -1.0},
+                     {"twin_name", -2.0 - 0.01 * i},
+                     {"city", i < 30 ? -1.0 : -3.0},
+                     {"twin_city", -2.0},
+                     {"said_name", false},
+                     {"said_city", i < 30}});
+  const nlohmann::ordered_json out = summarise_facts(lines, 1).at("known").at("projected");
+  // Against statsmodels 0.14, proportion_confint(k, 48, method="wilson").
+  const auto expect = [&](const char* name, double value, double low, double high) {
+    EXPECT_NEAR(out.at(name).at("value").get<double>(), value, 1e-12) << name;
+    EXPECT_NEAR(out.at(name).at("low").get<double>(), low, 1e-12) << name;
+    EXPECT_NEAR(out.at(name).at("high").get<double>(), high, 1e-12) << name;
+  };
+  expect("name_likelier", 1, 0.925899870333883, 1);
+  expect("city_likelier", 0.625, 0.483627635192153, 0.747847332391318);
+  expect("said_name", 0, 0, 0.0741001296661175);
+  expect("said_city", 0.625, 0.483627635192153, 0.747847332391318);
+  EXPECT_NEAR(out.at("name_margin").at("value").get<double>(), 1.235, 1e-12);
 }
 
 }  // namespace

@@ -213,10 +213,27 @@ TEST_F(ProjectCommand, ARunFitsAndJudges) {
       "run_2e --source tiny.gguf --target other.gguf --projector whole/tiny.gguf-to-other.gguf.safetensors "
       "--documents d.jsonl --facts f.jsonl -n 2");
   ASSERT_EQ(ran.status, 0) << ran.err;
-  for (const char* word :
-       {"none", "text", "projected", "mismatched", "mismatched-text", "mean", "noise", "true-k", "true-v",
-        "written", "G_pair of projected caches", "G_pair of the receiver's own"})
+  for (const char* word : {"none", "text", "projected", "mismatched", "mismatched-text", "mean", "noise",
+                           "true-k", "true-v", "written", "G_pair of projected caches",
+                           "G_pair of the receiver's own", "the former less the latter"})
     EXPECT_NE(ran.out.find(word), std::string::npos) << word;
+  // Other facts are another run.
+  const std::string judge =
+      "run_2e --source tiny.gguf --target other.gguf --projector "
+      "whole/tiny.gguf-to-other.gguf.safetensors --documents d.jsonl --facts f.jsonl -n 2 --runs ";
+  std::string facts = TemporaryFolder::read(folder_.file("f.jsonl"));
+  const auto identity = [&](const std::string& runs) {
+    EXPECT_EQ(run(judge + runs).status, 0);
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.file(runs)))
+      return nlohmann::json::parse(TemporaryFolder::read((entry.path() / "manifest.json").string()))
+          .at("identity");
+    return nlohmann::json();
+  };
+  const nlohmann::json first = identity("a");
+  EXPECT_EQ(identity("b"), first);
+  facts.replace(facts.find("Cd"), 2, "Ce");
+  folder_.write("f.jsonl", facts);
+  EXPECT_NE(identity("c"), first);
   ran = run(
       "run_2e --source other.gguf --target tiny.gguf --projector whole/tiny.gguf-to-other.gguf.safetensors "
       "--documents d.jsonl --facts f.jsonl");

@@ -10,6 +10,8 @@
 
 namespace kvfold {
 
+std::string document_of(const std::string& id) { return id.substr(0, id.rfind('#')); }
+
 Result<std::vector<CorpusText>> read_corpus(const std::string& path, const std::string& split, int limit) {
   std::ifstream file(path);
   if (!file) return Status::error(fmt::format("{}: cannot be read (make corpus makes it)", path));

@@ -16,6 +16,9 @@ struct CorpusText {
   std::string kind;
   std::string text;
 };
+// The document that a text is a part of, by its id: what stands before the last '#'. Parts of one document
+// are about one thing, so it is documents that are drawn anew, not texts.
+std::string document_of(const std::string& id);
 // The lines of one split, `limit` at most where it is not 0. Errors name the file and the line: not JSON, a
 // key missing or of another type, an id used twice in the whole file.
 Result<std::vector<CorpusText>> read_corpus(const std::string& path, const std::string& split, int limit);

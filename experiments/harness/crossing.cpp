@@ -341,7 +341,7 @@ Result<std::vector<Json>> measure_case(const Crossing& c, const FramedTrial& tri
 Result<std::vector<Json>> measure_cases(const Crossing& c, const std::vector<std::string>& framings,
                                         int count) {
   std::vector<Json> lines;
-  for (const char* phase : {"2a", "2b", "2c", "2d"}) {
+  for (const char* phase : kCasePhases) {
     KVFOLD_ASSIGN_OR_RETURN(const PromptSet set, load_prompt_set(prompt_set_path(phase)));
     for (const Trial& trial : set.trials) {
       if (trial.set != "plan") continue;

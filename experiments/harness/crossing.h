@@ -15,7 +15,7 @@ namespace kvfold {
 //   projected        the source's cache of the context, projected
 //   reference        the same by another projector, where one is given (--reference)
 //   mismatched       another text's projected cache
-//   mismatched-text  the receiver's own cache of that other text: what G_pair can be at most
+//   mismatched-text  the receiver's own cache of that other text: for the G_pair of own caches
 //   shuffled         by a projector that was fitted to pairs of rows of different texts (--shuffled)
 //   mean             the projector's mean row at every place, its first row at the first
 //   noise            random rows of the mean, deviation and norms of text's
@@ -25,6 +25,9 @@ namespace kvfold {
 inline constexpr const char* kCrossingConditions[] = {
     "none",     "text", "projected", "reference", "mismatched", "mismatched-text",
     "shuffled", "mean", "noise",     "true-k",    "true-v",     "written"};
+
+// The plan's cases are of these phases.
+inline constexpr const char* kCasePhases[] = {"2a", "2b", "2c", "2d"};
 
 // What crosses, from whom to whom.
 struct Crossing {
@@ -54,7 +57,7 @@ Result<std::vector<nlohmann::ordered_json>> measure_cases(const Crossing& crossi
                                                           int count);
 
 // G and its interval of each condition, from lines of measure_texts(); G_pair, by how much the own text beats
-// another's in the gap, of projected caches and of the receiver's own.
+// another's in the gap, of projected caches and of the receiver's own, and of the former less the latter.
 nlohmann::ordered_json summarise_texts(std::span<const nlohmann::ordered_json> lines, uint64_t seed);
 // Of each condition and kind: how often right is likelier than the twin's, with an interval, and how often it
 // is said.

@@ -2,10 +2,12 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <numeric>
 
+#include "engine/file.h"
 #include "engine/kv/cache_metadata.h"
 #include "engine/kv/ridge_projector.h"
 #include "engine/printable.h"
@@ -41,33 +43,55 @@ Interval mean_interval(std::span<const double> values, uint64_t seed) {
   return {means[kDraws / 40], means[kDraws - 1 - kDraws / 40]};
 }
 
+// Wilson's score interval of a share of n, 95% (Wilson 1927): it has a width where all or none are counted
+// too.
+Interval share_interval(double share, size_t n) {
+  constexpr double z = 1.959963984540054;
+  const double square = z * z / static_cast<double>(n);
+  const double centre = share + square / 2;
+  const double half = std::sqrt(square * (share * (1 - share) + square / 4));
+  return {std::max(0.0, (centre - half) / (1 + square)), std::min(1.0, (centre + half) / (1 + square))};
+}
+
 double mean(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+std::vector<double> sums(std::vector<double> a, std::span<const double> b) {
+  for (size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+  return a;
 }
 
 }  // namespace
 
 Json summarise_texts(std::span<const Json> lines, uint64_t seed) {
   std::map<std::string, std::vector<double>> nll;
-  for (const Json& line : lines) nll[line.at("condition")].push_back(line.at("nll").get<double>());
+  std::vector<std::string> documents;
+  for (const Json& line : lines) {
+    nll[line.at("condition")].push_back(line.at("nll").get<double>());
+    if (line.at("condition") == "none") documents.push_back(document_of(line.at("trial").get<std::string>()));
+  }
   const std::vector<double>& none = nll.at("none");
   const std::vector<double>& text = nll.at("text");
+  // (from - condition) / (none - text)
+  const auto share = [&](const std::vector<double>& from, const std::vector<double>& condition) {
+    return interval_json(gap_closed(none, text, condition) - gap_closed(none, text, from),
+                         gap_interval(none, text, from, condition, documents, seed), condition.size());
+  };
   Json out = Json::object();
   for (const char* condition : kCrossingConditions) {
     const auto at = nll.find(condition);
     if (at == nll.end()) continue;
-    const std::vector<double>& own = at->second;
-    Json& entry = out[condition];
-    entry["nll"] = mean(own);
-    entry["g"] =
-        interval_json(gap_closed(none, text, own), gap_interval(none, text, none, own, seed), own.size());
-    const auto mismatched = nll.find(at->first == "projected" ? "mismatched" : "mismatched-text");
-    if ((at->first != "projected" && at->first != "text") || mismatched == nll.end()) continue;
-    const std::vector<double>& other = mismatched->second;
-    // (mismatched - projected) / (none - text)
-    const double pair = gap_closed(none, text, own) - gap_closed(none, text, other);
-    entry["g_pair"] = interval_json(pair, gap_interval(none, text, other, own, seed), own.size());
+    out[condition] = {{"nll", mean(at->second)}, {"g", share(none, at->second)}};
   }
+  const auto other = nll.find("mismatched");
+  const auto other_text = nll.find("mismatched-text");
+  if (other == nll.end() || other_text == nll.end()) return out;
+  const std::vector<double>& projected = nll.at("projected");
+  out["text"]["g_pair"] = share(other_text->second, text);
+  out["projected"]["g_pair"] = share(other->second, projected);
+  out["projected"]["g_pair_less_text"] =
+      share(sums(other->second, text), sums(projected, other_text->second));
   return out;
 }
 
@@ -79,20 +103,24 @@ Json summarise_facts(std::span<const Json> lines, uint64_t seed) {
     const auto& key = entry_of.first;
     const std::vector<const Json*>& group = entry_of.second;
     Json& entry = out[key.first][key.second];
-    const auto add = [&](const char* name, const auto& value_of) {
+    const auto values_of = [&](const auto& value_of) {
       std::vector<double> values;
       for (const Json* line : group) values.push_back(value_of(*line));
-      entry[name] = interval_json(mean(values), mean_interval(values, seed), values.size());
+      return values;
+    };
+    const auto add_share = [&](const std::string& name, const auto& is_so) {
+      const double share = mean(values_of([&](const Json& x) { return is_so(x) ? 1.0 : 0.0; }));
+      entry[name] = interval_json(share, share_interval(share, group.size()), group.size());
     };
     for (const char* what : {"name", "city"}) {
-      const std::string twin = std::string("twin_") + what;
-      const std::string margin = std::string(what) + "_margin";
-      const std::string wins = std::string(what) + "_likelier";
-      const std::string said = std::string("said_") + what;
-      add(margin.c_str(), [&](const Json& x) { return x.at(what).get<double>() - x.at(twin).get<double>(); });
-      add(wins.c_str(),
-          [&](const Json& x) { return x.at(what).get<double>() > x.at(twin).get<double>() ? 1.0 : 0.0; });
-      add(said.c_str(), [&](const Json& x) { return x.at(said).get<bool>() ? 1.0 : 0.0; });
+      const std::string name = what;
+      const auto margin = [&](const Json& x) {
+        return x.at(name).get<double>() - x.at("twin_" + name).get<double>();
+      };
+      const std::vector<double> margins = values_of(margin);
+      entry[name + "_margin"] = interval_json(mean(margins), mean_interval(margins, seed), margins.size());
+      add_share(name + "_likelier", [&](const Json& x) { return margin(x) > 0; });
+      add_share("said_" + name, [&](const Json& x) { return x.at("said_" + name).get<bool>(); });
     }
   }
   return out;
@@ -184,8 +212,20 @@ class Run {
     for (const Projector* p : {projector_.get(), reference_.get(), shuffled_.get()})
       if (p != nullptr) KVFOLD_RETURN_IF_ERROR(check_unseen(p->data(), texts_));
     KVFOLD_ASSIGN_OR_RETURN(facts_, read_facts(options_.facts, options_.driver.limit));
+    KVFOLD_RETURN_IF_ERROR(hash_inputs());
     say(fmt::format("{}: {} texts of {} ({} too short), {} facts", options_.documents, texts_.size(),
                     options_.split, skipped, facts_.size()));
+    return {};
+  }
+
+  // Texts, facts and cases that were changed are another run's.
+  Status hash_inputs() {
+    std::vector<std::string> paths = {options_.documents, options_.facts};
+    for (const char* phase : kCasePhases) paths.push_back(prompt_set_path(phase));
+    for (const std::string& path : paths) {
+      KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
+      inputs_.push_back(checksum(std::as_bytes(std::span(text))));
+    }
     return {};
   }
 
@@ -217,6 +257,8 @@ class Run {
             {"target_model", options_.target},
             {"target_fingerprint", target_->model().source().fingerprint},
             {"documents", options_.documents},
+            {"facts", options_.facts},
+            {"prompts_xxh3", inputs_},
             {"split", options_.split},
             {"limit", options_.driver.limit},
             {"projector_file", options_.projector},
@@ -289,10 +331,12 @@ class Run {
       fmt::print("{:16}{:8.3f}{:8.3f}  [{:.3f}, {:.3f}]\n", name, entry["nll"].get<double>(),
                  entry["g"]["value"].get<double>(), entry["g"]["low"].get<double>(),
                  entry["g"]["high"].get<double>());
-    for (const auto& [of, condition] :
-         {std::pair{"projected caches", "projected"}, std::pair{"the receiver's own", "text"}}) {
-      const Json& pair = results["texts"][condition]["g_pair"];
-      fmt::print("G_pair of {}: {:.3f} [{:.3f}, {:.3f}]\n", of, pair["value"].get<double>(),
+    for (const auto& [what, condition, key] :
+         {std::tuple{"G_pair of projected caches", "projected", "g_pair"},
+          std::tuple{"G_pair of the receiver's own", "text", "g_pair"},
+          std::tuple{"the former less the latter", "projected", "g_pair_less_text"}}) {
+      const Json& pair = results["texts"][condition][key];
+      fmt::print("{}: {:.3f} [{:.3f}, {:.3f}]\n", what, pair["value"].get<double>(),
                  pair["low"].get<double>(), pair["high"].get<double>());
     }
     fmt::print("\n{:10}{:12}{:>14}{:>14}{:>11}{:>11}\n", "facts", "condition", "name likelier",
@@ -314,6 +358,7 @@ class Run {
   std::unique_ptr<ThreadPool> threads_;
   std::vector<ProjectionText> texts_;
   std::vector<Fact> facts_;
+  std::vector<std::string> inputs_;  // checksums of the files that they and the cases are from
 };
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <numeric>
+#include <map>
 #include <set>
 
 #include "engine/printable.h"
@@ -16,23 +16,15 @@ namespace {
 
 constexpr size_t kFewestScored = 8;
 
-// Ratio of sums over texts: (none - condition) / (none - text), `none` in the numerator replaced by `from`.
-double ratio(std::span<const double> none, std::span<const double> text, std::span<const double> from,
-             std::span<const double> condition, std::span<const size_t> which) {
-  double closed = 0;
-  double gap = 0;
-  for (const size_t i : which) {
-    closed += from[i] - condition[i];
-    gap += none[i] - text[i];
+// What is closed, and the gap that there is.
+struct Share {
+  double closed = 0, gap = 0;
+  void operator+=(const Share& other) {
+    closed += other.closed;
+    gap += other.gap;
   }
-  return closed / gap;
-}
-
-std::vector<size_t> numbers(size_t count) {
-  std::vector<size_t> out(count);
-  std::iota(out.begin(), out.end(), size_t{0});
-  return out;
-}
+  double value() const { return closed / gap; }
+};
 
 }  // namespace
 
@@ -124,18 +116,26 @@ Result<std::vector<double>> continuation_nll(Session& session, std::span<const K
 
 double gap_closed(std::span<const double> none, std::span<const double> text,
                   std::span<const double> condition) {
-  return ratio(none, text, none, condition, numbers(none.size()));
+  Share sum;
+  for (size_t i = 0; i < none.size(); ++i) sum += {none[i] - condition[i], none[i] - text[i]};
+  return sum.value();
 }
 
 Interval gap_interval(std::span<const double> none, std::span<const double> text,
-                      std::span<const double> from, std::span<const double> condition, uint64_t seed) {
+                      std::span<const double> from, std::span<const double> condition,
+                      std::span<const std::string> documents, uint64_t seed) {
+  std::map<std::string, Share> by_document;
+  for (size_t i = 0; i < none.size(); ++i)
+    by_document[documents[i]] += {from[i] - condition[i], none[i] - text[i]};
+  std::vector<Share> shares;
+  for (const auto& entry : by_document) shares.push_back(entry.second);
   constexpr int kDraws = 2000;
   Random random(seed);
   std::vector<double> drawn;
-  std::vector<size_t> which(none.size());
   for (int draw = 0; draw < kDraws; ++draw) {
-    for (size_t& i : which) i = random.below(none.size());
-    drawn.push_back(ratio(none, text, from, condition, which));
+    Share sum;
+    for (size_t i = 0; i < shares.size(); ++i) sum += shares[random.below(shares.size())];
+    drawn.push_back(sum.value());
   }
   std::sort(drawn.begin(), drawn.end());
   return {drawn[kDraws / 40], drawn[kDraws - 1 - kDraws / 40]};

@@ -51,11 +51,13 @@ Result<std::vector<double>> continuation_nll(Session& session, std::span<const K
 // (none - condition) / (none - text), of sums over texts.
 double gap_closed(std::span<const double> none, std::span<const double> text,
                   std::span<const double> condition);
-// The same with the texts drawn anew: the bounds of the middle 95% of 2,000 draws.
+// Of (from - condition) / (none - text) with documents drawn anew, each with all of its texts: the bounds of
+// the middle 95% of 2,000 draws. documents: of each text the one that it is of.
 struct Interval {
   double low = 0, high = 0;
 };
 Interval gap_interval(std::span<const double> none, std::span<const double> text,
-                      std::span<const double> from, std::span<const double> condition, uint64_t seed);
+                      std::span<const double> from, std::span<const double> condition,
+                      std::span<const std::string> documents, uint64_t seed);
 
 }  // namespace kvfold

@@ -44,11 +44,11 @@ def _texts(part: dict, plot_id: str, page) -> str:
     rows = [[escape(n), escape(CONDITIONS[n]), number(part["texts"][n]["nll"]), estimate(part["texts"][n]["g"])] for n in known]
     shown = [n for n in known if n not in ("none", "text", "noise")]
     forest = figures.forest(plot_id, shown, {"G": [part["texts"][n]["g"] for n in shown]}, "G: share of the gap closed")
-    pair = part["texts"]["projected"]["g_pair"]
+    pair, pair_less_text = part["texts"]["projected"]["g_pair"], part["texts"]["projected"].get("g_pair_less_text")
     return (
         page.plot(forest)
         + f"<p>G_pair, by which the own projected cache beats another text's: {estimate(pair)} of the gap, n = {pair['n']}. "
-        f"Of the receiver's own caches, which is as much as can be had: {estimate(part['texts']['text']['g_pair'])}.</p>"
+        f"Of the receiver's own caches: {estimate(part['texts']['text']['g_pair'])}; the former less the latter: {estimate(pair_less_text)}.</p>"
         + table([("condition", "text"), ("what the receiver has", "wide"), ("NLL, nats a token", "number"), ("G", "number")], rows, "gap closed")
     )
 

@@ -326,6 +326,7 @@ def crossing_run(folder: Path, texts: int = 12) -> None:
     at = lambda v: {"value": v, "low": v - 0.1, "high": v + 0.1, "n": texts}  # noqa: E731
     results = {"texts": {c: {"nll": v, "g": at((6 - v) / 2)} for c, v in nll.items()}}
     results["texts"]["projected"]["g_pair"] = at(0.7)
+    results["texts"]["projected"]["g_pair_less_text"] = at(-0.45)
     results["texts"]["text"]["g_pair"] = at(1.15)
     keys = ("name_likelier", "city_likelier", "name_margin", "city_margin", "said_name", "said_city")
     results["facts"] = {"known": {c: {k: at(0.8) for k in keys} for c in ("none", "text", "projected", "mismatched")}}
