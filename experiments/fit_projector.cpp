@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 
+#include "engine/kv/cache_metadata.h"
 #include "engine/kv/ridge.h"
 #include "experiments/backend_options.h"
 #include "experiments/harness/attention_mass.h"
@@ -111,6 +112,11 @@ class Fit {
     kvfold::say(fmt::format("sums of {} to {} take {:.0f} MB of memory, and twice that where they are solved",
                             options_.source, options_.target,
                             static_cast<double>(RidgeSums::bytes(a, b)) * 1e-6));
+    const int most = std::min(row_width(a), row_width(b));
+    for (const int rank : options_.ranks)
+      if (rank > most && !options_.whole)
+        return Status::error(fmt::format(
+            "--rank {}: expected at most {}, the numbers in a row of the smaller cache", rank, most));
     directions_.push_back({file_name(options_.source) + "-to-" + file_name(options_.target),
                            source_.get(),
                            &target,
@@ -198,12 +204,29 @@ class Fit {
     });
   }
 
+  // What is in the sums: rows of these models for the first texts, in order.
+  std::string identity(const Direction& d) const {
+    std::string all = d.from->model().source().fingerprint + d.to->model().source().fingerprint;
+    all += options_.shuffle ? " shuffled" : options_.by_attention ? " by attention" : " alike";
+    const auto count = static_cast<size_t>(d.sums.texts());
+    if (count > train_.size()) return "";
+    for (const ProjectionText& text : std::span(train_).first(count))
+      all += '\n' + text.id + '\n' + text.context_text;
+    return checksum(std::as_bytes(std::span(all)));
+  }
+
   // Texts whose rows are in the sums already.
   Result<size_t> load_sums() {
     if (!have_sums()) return size_t{0};
     for (Direction& d : directions_) {
-      KVFOLD_ASSIGN_OR_RETURN(
-          d.sums, RidgeSums::load(sums_path(d), d.from->model().cache_shape(), d.to->model().cache_shape()));
+      std::string found;
+      KVFOLD_ASSIGN_OR_RETURN(d.sums, RidgeSums::load(sums_path(d), d.from->model().cache_shape(),
+                                                      d.to->model().cache_shape(), &found));
+      if (found != identity(d))
+        return Status::error(
+            fmt::format("{}: sums of {} texts, of which some are not the first that are asked "
+                        "for here, or of other models (delete it to begin anew)",
+                        sums_path(d), d.sums.texts()));
       if (d.sums.texts() != directions_[0].sums.texts())
         return Status::error(fmt::format("{}: sums of {} texts, beside those of {}", sums_path(d),
                                          d.sums.texts(), directions_[0].sums.texts()));
@@ -215,7 +238,7 @@ class Fit {
   Status flush(bool save) {
     for (Direction& d : directions_) {
       d.sums.flush(*threads_);
-      if (save && !options_.sums.empty()) KVFOLD_RETURN_IF_ERROR(d.sums.save(sums_path(d)));
+      if (save && !options_.sums.empty()) KVFOLD_RETURN_IF_ERROR(d.sums.save(sums_path(d), identity(d)));
     }
     return {};
   }
@@ -226,8 +249,9 @@ class Fit {
     constexpr size_t kSaved = 16 * 32;  // texts between which sums are saved
     if (done >= train_.size()) return {};
     Progress progress("rows", (train_.size() - done + kBatch - 1) / kBatch);
-    for (size_t begin = done; begin < train_.size(); begin += kBatch) {
-      const size_t end = std::min(train_.size(), begin + kBatch);
+    for (size_t begin = done, end = 0; begin < train_.size(); begin = end) {
+      end = std::min(train_.size(), begin + kBatch);
+      if (options_.shuffle && train_.size() - end == 1) ++end;
       KVFOLD_RETURN_IF_ERROR(add_texts(std::span(train_).subspan(begin, end - begin)));
       progress.step(fmt::format("{} texts", end));
       for (const int at : options_.curve)
@@ -239,6 +263,8 @@ class Fit {
   }
 
   Status add_texts(std::span<const ProjectionText> texts) {
+    if (options_.shuffle && texts.size() < 2)
+      return Status::error("--shuffle: one text, expected more: there is none to take other rows from");
     std::vector<const std::vector<TokenId>*> source;
     std::vector<const std::vector<TokenId>*> target;
     for (const ProjectionText& text : texts) {
@@ -326,8 +352,7 @@ class Fit {
     data.notes["dev_gap_closed"] = fmt::format("{:.4f}", closed);
     data.notes["dev_texts"] = std::to_string(d.dev_tokens.size());
     data.notes["explained"] = nlohmann::json(solution.explained()).dump();
-    data.notes[kTrainedOn] =
-        id_hashes(std::span(train_).first(std::min(train_.size(), static_cast<size_t>(d.sums.texts()))));
+    data.notes[kTrainedOn] = id_hashes(std::span(train_).first(static_cast<size_t>(d.sums.texts())));
     data.notes[kChosenOn] = id_hashes(dev_);
     data.notes["shuffled"] = options_.shuffle ? "true" : "false";
     data.notes["rows_count"] = options_.by_attention ? "by the attention that they get" : "alike";

@@ -128,6 +128,8 @@ class Training {
                         o_.from, role, model->shape.layers, model->shape.kv_heads, model->shape.head_dim,
                         shape.layers, shape.kv_heads, shape.head_dim));
     }
+    // What it has seen goes on into the notes of what is made of it.
+    KVFOLD_RETURN_IF_ERROR(check_unseen(start, {}).with_prefix(o_.from + ": "));
     identity_ = identity(start);
     Result<std::unique_ptr<ProjectorTrainer>> trainer =
         ProjectorTrainer::create(std::move(start), o_.trainer, gemm_);
@@ -163,9 +165,12 @@ class Training {
 
   // All that decides the result.
   std::string identity(const ProjectorData& start) const {
-    std::string ids;
+    std::string texts;
     for (const auto* part : {&train_, &dev_})
-      for (const ProjectionText& text : *part) ids += text.id + '\n';
+      for (const ProjectionText& text : *part) {
+        texts += text.id + '\n' + text.context_text + '\n';
+        for (const TokenId id : text.continuation) texts += std::to_string(id) + ' ';
+      }
     std::string tensors;
     for (const auto& [name, tensor] : start.tensors)
       tensors += name + checksum(std::as_bytes(std::span(tensor.data)));
@@ -174,7 +179,7 @@ class Training {
     return nlohmann::json{{"from", sum(tensors)},
                           {"source", start.source.fingerprint},
                           {"target", start.target.fingerprint},
-                          {"documents", sum(ids)},
+                          {"documents", sum(texts)},
                           {"kind", t.kind},
                           {"hidden", t.hidden},
                           {"window", t.window},

@@ -159,9 +159,9 @@ TEST_F(ProjectCommand, RefusesDamagedProjectors) {
 }
 
 // Texts of which nothing is learned, but every step is taken.
-std::string corpus() {
+std::string corpus(uint64_t seed = 4) {
   std::string out;
-  Random random(4);
+  Random random(seed);
   for (int i = 0; i < 40; ++i) {
     std::string text = "The";
     for (int w = 0; w < 30; ++w)
@@ -200,6 +200,21 @@ TEST_F(ProjectCommand, ARunFitsAndJudges) {
   const auto both = load_projector(folder_.file("both/tiny.gguf-to-other.gguf.safetensors"));
   ASSERT_TRUE(both.ok()) << both.status().message();
   EXPECT_EQ(both.value().notes.at("texts"), "24");
+  // Fewer texts than are in the sums, or others: not what was asked for.
+  const auto refused = [&](const std::string& arguments, const std::string& what) {
+    const Ran no = run(arguments);
+    EXPECT_EQ(no.status, 2);
+    EXPECT_NE(no.err.find(what), std::string::npos) << no.err;
+  };
+  refused(fit + "--sums sums --out half --train 16", ".sums: sums of 24 texts, of which some are not");
+  folder_.write("d2.jsonl", corpus(5));
+  refused(
+      "fit_projector --source tiny.gguf --target ./other.gguf --corpus d2.jsonl --rank 5 --sums sums --out x",
+      ".sums: sums of 24 texts, of which some are not");
+  refused(fit + "--out x --rank 5,193", "--rank 193: expected at most 128");
+  // Of 17 texts the last would be alone, and fitted to its own rows.
+  refused(fit + "--out x --shuffle --train 1", "--shuffle: one text");
+  ASSERT_EQ(run(fit + "--out shuffled --shuffle --train 17").status, 0);
   // Weighted sums are other sums, also where plain ones lie beside them. (Those of `whole` were added up
   // alike.)
   ASSERT_EQ(run(fit + "--sums sums --out weighted --by-attention").status, 0);

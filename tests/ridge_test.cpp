@@ -237,23 +237,30 @@ TEST(Ridge, ADimensionThatNeverVariedStays) {
   for (int j = 0; j < kOut; ++j) EXPECT_EQ(made.tensors.at("ridge.weight").data[j * kIn + 4], 0);
 }
 
+Result<RidgeSums> load_sums(const std::string& path, const CacheShape& source, const CacheShape& target) {
+  std::string identity;
+  Result<RidgeSums> sums = RidgeSums::load(path, source, target, &identity);
+  EXPECT_EQ(identity, sums.ok() ? "these" : identity);
+  return sums;
+}
+
 TEST(Ridge, SumsComeBackFromAFile) {
   const TemporaryFolder folder;
   ThreadPool threads(2);
   const RidgeSums sums = sums_of(make_texts(60, kIn, 1, 7), false, threads);
-  ASSERT_TRUE(sums.save(folder.file("sums")).ok());
-  const auto loaded = RidgeSums::load(folder.file("sums"), kSource, kTarget);
+  ASSERT_TRUE(sums.save(folder.file("sums"), "these").ok());
+  const auto loaded = load_sums(folder.file("sums"), kSource, kTarget);
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(
       RidgeSolution::solve(sums, 0.01, threads).value().whole().tensors.at("ridge.weight").data,
       RidgeSolution::solve(loaded.value(), 0.01, threads).value().whole().tensors.at("ridge.weight").data);
-  EXPECT_THAT(RidgeSums::load(folder.file("sums"), kTarget, kSource).status().message(),
+  EXPECT_THAT(load_sums(folder.file("sums"), kTarget, kSource).status().message(),
               HasSubstr("of another pair of models"));
-  EXPECT_EQ(sums.save(folder.file("absent/sums")).message(),
+  EXPECT_EQ(sums.save(folder.file("absent/sums"), "").message(),
             folder.file("absent/sums") + ": cannot create: No such file or directory");
-  EXPECT_EQ(RidgeSums::load(folder.file("absent"), kSource, kTarget).status().message(),
+  EXPECT_EQ(load_sums(folder.file("absent"), kSource, kTarget).status().message(),
             folder.file("absent") + ": cannot open: No such file or directory");
-  EXPECT_THAT(RidgeSums::load(folder.write("text", "no safetensors"), kSource, kTarget).status().message(),
+  EXPECT_THAT(load_sums(folder.write("text", "no safetensors"), kSource, kTarget).status().message(),
               HasSubstr("text: header length"));
 }
 
@@ -273,6 +280,7 @@ const Lie kSumsLies[] = {
      [](SignedFile& f) { f.metadata.erase("kvfold_ridge_sums"); },
      {"metadata 'kvfold_ridge_sums': expected 1: not sums of a ridge"}},
     {"no_weight", [](SignedFile& f) { f.metadata.erase("weight"); }, {"key 'weight' is missing"}},
+    {"no_identity", [](SignedFile& f) { f.metadata.erase("identity"); }, {"key 'identity' is missing"}},
     {"no_rows", [](SignedFile& f) { f.metadata.erase("rows"); }, {"'rows'"}},
     {"nan", [](SignedFile& f) { f.set("in_in", 3, std::nanf("")); }, {"tensor 'in_in'", "element 3"}},
     {"short", [](SignedFile& f) { f.tensors.erase("sum_in"); }, {"tensor 'sum_in'"}},
@@ -283,11 +291,11 @@ class LyingSums : public ::testing::TestWithParam<Lie> {};
 TEST_P(LyingSums, AreRefused) {
   const TemporaryFolder folder;
   ThreadPool threads(1);
-  ASSERT_TRUE(sums_of(make_texts(60, kIn, 1, 7), false, threads).save(folder.file("sums")).ok());
+  ASSERT_TRUE(sums_of(make_texts(60, kIn, 1, 7), false, threads).save(folder.file("sums"), "these").ok());
   SignedFile file = SignedFile::parse(TemporaryFolder::read(folder.file("sums")));
-  ASSERT_TRUE(RidgeSums::load(folder.write("same", file.build()), kSource, kTarget).ok());
+  ASSERT_TRUE(load_sums(folder.write("same", file.build()), kSource, kTarget).ok());
   GetParam().tell(file);
-  const auto loaded = RidgeSums::load(folder.write("lie", file.build()), kSource, kTarget);
+  const auto loaded = load_sums(folder.write("lie", file.build()), kSource, kTarget);
   ASSERT_FALSE(loaded.ok());
   EXPECT_EQ(wrong_with(loaded.status().message(), folder.file("lie"), GetParam().words), "");
 }

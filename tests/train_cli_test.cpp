@@ -56,6 +56,7 @@ class TrainProjector : public Cli {
     t["ridge.up"] = gaussian_tensor({out, 8}, 0, 0.3, 7);
     t["ridge.mean_out"] = gaussian_tensor({out}, 0, 1, 8);
     t["ridge.scale_out"] = gaussian_tensor({out}, 1, 0.1, 9);
+    start.notes = {{"trained_on", ""}, {"chosen_on", ""}};
     const Status saved = save_projector(start, folder_.file("ridge.safetensors"));
     ASSERT_TRUE(saved.ok()) << saved.message();
   }
@@ -89,6 +90,29 @@ TEST_F(TrainProjector, KilledTrainingGoesOnToTheSameBytes) {
   EXPECT_EQ(other.status, 2);
   EXPECT_NE(other.err.find("another training's checkpoint"), std::string::npos) << other.err;
   EXPECT_EQ(run(command("cut") + " --rate 0.01 --fresh").status, 0);
+  // Nor does one on other texts of the same names.
+  std::string corpus = read("documents.jsonl");
+  const size_t at = corpus.rfind("\"text\":\"") + 8;
+  corpus[at] = corpus[at] == 'a' ? 'b' : 'a';
+  folder_.write("documents.jsonl", corpus);
+  const Ran changed = run(command("whole"));
+  EXPECT_EQ(changed.status, 2);
+  EXPECT_NE(changed.err.find("another training's checkpoint"), std::string::npos) << changed.err;
+}
+
+// Notes that left out what the beginning was fitted to would let those texts judge.
+TEST_F(TrainProjector, RefusesABeginningThatDoesNotSayWhatItHasSeen) {
+  for (const char* note : {"trained_on", "chosen_on"}) {
+    SignedFile file = SignedFile::parse(read("ridge.safetensors"));
+    file.metadata.erase(std::string("note.") + note);
+    folder_.write("ridge.safetensors", file.build());
+    const Ran ran = run(command("out"));
+    EXPECT_EQ(ran.status, 2);
+    EXPECT_NE(ran.err.find(std::string("ridge.safetensors: the projector's notes have no '") + note),
+              std::string::npos)
+        << ran.err;
+    SetUp();
+  }
 }
 
 TEST_F(TrainProjector, RefusesTheProjectorOfOtherModels) {

@@ -249,6 +249,7 @@ class Trained {
     for (const int i : which) out.push_back({rows_[i].data(), 5, tokens_[i]});
     return out;
   }
+  Result<double> step(const std::vector<TrainingText>& texts) { return trainer_->step(texts, *receiver_); }
   double evaluate() { return *trainer_->evaluate(texts({0, 1, 2, 3, 4, 5}), 4, *receiver_); }
   void train(int steps) {
     for (int i = 0; i < steps; ++i) {
@@ -310,6 +311,22 @@ TEST_P(Training, BeginsWhereTheRidgeIs) {
   other.trainer().normalise(other.texts({0, 1, 2}));
   EXPECT_NEAR(other.evaluate(), expected, 1e-5);  // observed: 2e-7
 }
+
+// What is no number ends training, before it gets into the parameters.
+TEST_P(Training, EndsWhereItHasDiverged) {
+  Trained trained(GetParam(), 1);
+  const TemporaryFolder folder;
+  const std::string before = trained.checkpoint(folder, "before");
+  std::vector<TrainingText> texts = trained.texts({0, 1});
+  std::vector<float> rows(texts[0].source, texts[0].source + 5 * 36);
+  rows[40] = NAN;
+  texts[0].source = rows.data();
+  const Result<double> step = trained.step(texts);
+  ASSERT_FALSE(step.ok());
+  EXPECT_EQ(step.status().message().substr(0, 48), "training has diverged: behind step 0 the loss is ");
+  EXPECT_EQ(trained.checkpoint(folder, "after"), before);
+}
+
 INSTANTIATE_TEST_SUITE_P(, Training, ::testing::Values("ridge", "mlp", "fuser"));
 
 TEST(TrainingFiles, RefusesOtherCheckpoints) {

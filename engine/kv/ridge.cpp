@@ -112,7 +112,7 @@ void RidgeSums::flush(ThreadPool& threads) {
 
 // ---- files ----
 
-Status RidgeSums::save(const std::string& path) const {
+Status RidgeSums::save(const std::string& path, const std::string& identity) const {
   KVFOLD_CHECK(waiting_ == 0);
   std::vector<SafetensorsEntry> entries;
   const auto vector_entry = [&](const char* name, const char* dtype, const auto& values) {
@@ -131,6 +131,7 @@ Status RidgeSums::save(const std::string& path) const {
   vector_entry("in_in", "F32", in_in_.data);
   vector_entry("in_out", "F32", in_out_.data);
   const std::map<std::string, std::string> metadata = {{"kvfold_ridge_sums", "1"},
+                                                       {"identity", identity},
                                                        {"rows", std::to_string(rows_)},
                                                        {"texts", std::to_string(texts_)},
                                                        {"weight", fmt::format("{:a}", weight_)}};
@@ -139,14 +140,15 @@ Status RidgeSums::save(const std::string& path) const {
   return file.commit();
 }
 
-Result<RidgeSums> RidgeSums::load(const std::string& path, const CacheShape& source,
-                                  const CacheShape& target) {
+Result<RidgeSums> RidgeSums::load(const std::string& path, const CacheShape& source, const CacheShape& target,
+                                  std::string* identity) {
   KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> map, MappedFile::open(path));
   KVFOLD_ASSIGN_OR_RETURN(const SafetensorsFile file, parse_safetensors(map->bytes(), path));
   RidgeSums out(source, target);
   const MetadataReader meta(path, file.metadata);
   if (!meta.has("kvfold_ridge_sums") || file.metadata.at("kvfold_ridge_sums") != "1")
     return meta.fail("metadata 'kvfold_ridge_sums': expected 1: not sums of a ridge");
+  KVFOLD_ASSIGN_OR_RETURN(*identity, meta.text("identity"));
   KVFOLD_ASSIGN_OR_RETURN(out.rows_, meta.integer("rows", 0, INT32_MAX));
   KVFOLD_ASSIGN_OR_RETURN(out.texts_, meta.integer("texts", 0, INT32_MAX));
   KVFOLD_ASSIGN_OR_RETURN(const std::string weight, meta.text("weight"));

@@ -27,9 +27,11 @@ class RidgeSums {
   int64_t rows() const { return rows_; }  // without first ones
   int64_t texts() const { return texts_; }
 
-  // Writes and reads all of it. REQUIRES of save: flushed. Errors name the file.
-  Status save(const std::string& path) const;
-  static Result<RidgeSums> load(const std::string& path, const CacheShape& source, const CacheShape& target);
+  // Writes and reads all of it, and what the caller says of whose rows these are. REQUIRES of save: flushed.
+  // Errors name the file.
+  Status save(const std::string& path, const std::string& identity) const;
+  static Result<RidgeSums> load(const std::string& path, const CacheShape& source, const CacheShape& target,
+                                std::string* identity);
 
  private:
   friend class RidgeSolution;

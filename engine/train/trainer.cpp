@@ -197,6 +197,9 @@ Result<double> ProjectorTrainer::run(std::span<const TrainingText> batch, const 
     row += static_cast<size_t>(text.rows);
   }
   KVFOLD_ASSIGN_OR_RETURN(const double nll, receiver.read(readings, options_.teacher_share));
+  if (!std::isfinite(nll))
+    return Status::error(
+        fmt::format("training has diverged: behind step {} the loss is {}", state_.step, nll));
   nll_.clear();
   for (const Reading& reading : readings) nll_.push_back(reading.nll);
   if (!gradients) return nll;
@@ -214,6 +217,9 @@ Result<double> ProjectorTrainer::step(std::span<const TrainingText> batch, Recei
       for (size_t i = 0; i < gates.size(); ++i)
         p.gradient[i] *= static_cast<float>(gates[i] * (1.0F - gates[i]) / temperature());
   norm_ = clip_gradients(parameters_, options_.clip, gemm_->pool());
+  if (!std::isfinite(norm_))
+    return Status::error(
+        fmt::format("training has diverged: behind step {} the gradient's norm is {}", state_.step, norm_));
   ++state_.step;
   adamw_step(parameters_, options_.adam, state_.step, scheduled_rate(state_.step, options_.steps),
              gemm_->pool());

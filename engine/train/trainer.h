@@ -55,7 +55,8 @@ class ProjectorTrainer {
   // Before the first step: rescales the factors so that each component has variance 1 on these texts. What
   // the projector computes stays the same, within rounding.
   void normalise(std::span<const TrainingText> texts);
-  // One step of AdamW on the mean loss of a batch; returns its mean NLL. Errors: of Receiver::read.
+  // One step of AdamW on the mean loss of a batch; returns its mean NLL. Errors: of Receiver::read; a loss or
+  // a gradient that is no number, and then training ends here.
   Result<double> step(std::span<const TrainingText> batch, Receiver& receiver);
   // Mean NLL over all scored tokens, read `batch` texts at a time, with the gates as they will be used.
   // Errors: likewise.
