@@ -158,7 +158,6 @@ class FarLanes {
     out.rows = kAttentionBlock;
     return out;
   }
-  const std::byte* key_page(int lane, int at) const { return view_.page(block(lane, at).keys.spans->page); }
 
  private:
   size_t page_bytes_;
@@ -196,14 +195,17 @@ void attention(benchmark::State& state, CacheType type, int heads, int tokens) {
       WeightMemory().allocate(attention_scratch(kHeadDim) * sizeof(float));
   int lane = 0;
   for (auto _ : state) {
-    for (int b = 0; b < kDepth / kAttentionBlock; ++b) {
+    constexpr int kBlocks = kDepth / kAttentionBlock;
+    for (int b = 0; b < kBlocks; ++b) {
       AttentionBlock block = lanes->block(lane, b);
+      const AttentionBlock next =
+          b + 1 < kBlocks ? lanes->block(lane, b + 1) : lanes->block((lane + 1) % lanes->lanes(), 0);
       block.rope = rope.view();
       block.heads = heads;
       block.scale = 0.125F;
       block.queries = queries;
       block.scratch = reinterpret_cast<float*>(scratch.get());
-      if (b + 1 < kDepth / kAttentionBlock) block.next = lanes->key_page(lane, b + 1);
+      block.next = &next;
       kernels().attention_block(block);
     }
     lane = (lane + 1) % lanes->lanes();

@@ -228,8 +228,7 @@ void CpuAttention::attend(std::span<const BatchSequence> batch, const Call& call
     }
     item.block.queries = std::span(queries_).subspan(item.first, item.count);
   }
-  for (size_t i = 0; i + 1 < items_.size(); ++i)
-    items_[i].block.next = items_[i].block.pages.page(items_[i + 1].block.keys.spans->page);
+  for (size_t i = 0; i + 1 < items_.size(); ++i) items_[i].block.next = &items_[i + 1].block;
   scratch_.resize(pool_->threads());
   pool_->run(static_cast<int64_t>(items_.size()), [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) work(items_[i], thread, call);

@@ -163,7 +163,7 @@ void score(const float* keys, int head_dim, const float* turned, Ahead ahead, fl
 }
 
 // Scores of all vectors of a tile with a run of turned keys.
-void score_run(const AttentionBlock& block, const Tile& tile, const Run& run, const std::byte* next) {
+void score_run(const AttentionBlock& block, const Tile& tile, const Run& run, const std::byte* page_ahead) {
   const int head_dim = block.pages.head_dim;
   Angles angles{};
   for (int v = 0; v < tile.n; v += kMostAtOnce) {
@@ -174,7 +174,7 @@ void score_run(const AttentionBlock& block, const Tile& tile, const Run& run, co
         angles = angles_of(block.rope, static_cast<int64_t>(vector.position) - run.base, tile.angles);
       turn_query(block, vector.q, angles, tile.turned + i * head_dim);
     }
-    const Ahead ahead(v == 0 ? next : nullptr, block.pages.page_bytes, head_dim);
+    const Ahead ahead(v == 0 ? page_ahead : nullptr, block.pages.page_bytes, head_dim);
     with_constant<kMostAtOnce>(n, [&](auto count) {
       score<count()>(tile.keys, head_dim, tile.turned, ahead, tile.scores + v * kScoreStride + run.index);
     });
@@ -237,7 +237,7 @@ void add_values(const AttentionBlock& block, const Tile& tile, int first, int be
                              : _mm256_maskload_ps(tile.vectors[first + q].values + dimension + c * kLanes,
                                                   first_lanes(left - c * kLanes));
   for_each_page(block, block.values, end, [&](const PageRows& rows) {
-    Ahead ahead(first == 0 && dimension == 0 ? rows.next : nullptr, block.pages.page_bytes, kPageRows);
+    Ahead ahead(first == 0 && dimension == 0 ? rows.ahead : nullptr, block.pages.page_bytes, kPageRows);
     for (int r = std::max(0, begin - rows.index); r < rows.count; ++r) {
       ahead.ask();
       __m256 w[Q];
@@ -278,8 +278,7 @@ void attend_tile(const AttentionBlock& block, const Tile& tile) {
   const int count = find_runs(block, most, runs);
   for (int i = 0; i < count; ++i) {
     turn_keys<type>(block, runs[i], tile.keys);
-    const std::byte* next = i + 1 < count ? runs[i + 1].page : block.pages.page(block.values.spans->page);
-    score_run(block, tile, runs[i], next == runs[i].page ? nullptr : next);
+    score_run(block, tile, runs[i], ahead_of_run(block, runs, count, i, most));
   }
   for (int v = 0; v < tile.n; ++v)
     soften(tile.vectors[v].rows, tile.scores + v * kScoreStride, tile.vectors[v].largest,

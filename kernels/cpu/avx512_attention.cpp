@@ -67,7 +67,11 @@ int dimension_of(const RopeView& rope, int index) {
 
 void split_query(const AttentionBlock& block, const float* q, float* out) {
   const int head_dim = block.pages.head_dim;
-  for (int i = 0; i < head_dim; ++i) out[i] = q[dimension_of(block.rope, i)] * block.scale;
+  if (block.rope.interleaved) {
+    for (int i = 0; i < head_dim; ++i) out[i] = q[dimension_of(block.rope, i)] * block.scale;
+  } else {
+    for (int i = 0; i < head_dim; ++i) out[i] = q[i] * block.scale;
+  }
 }
 
 // Turns all vectors of a tile to meet keys whose positions begin at `base`.
@@ -158,11 +162,11 @@ void score(const Keys keys, int pairs, int head_dim, Ahead ahead, const float* t
 }
 
 template <CacheType type>
-void score_run(const AttentionBlock& block, const Run& run, const std::byte* next, Tile& tile) {
+void score_run(const AttentionBlock& block, const Run& run, const std::byte* page_ahead, Tile& tile) {
   const int pairs = block.rope.pairs;
   const int head_dim = block.pages.head_dim;
   float* scores = tile.scores + run.index;
-  const Ahead ahead(next, block.pages.page_bytes, std::max(pairs, 1));
+  const Ahead ahead(page_ahead, block.pages.page_bytes, std::max(pairs, 1));
   with_constant<kAttentionTile>(tile.n, [&](auto n) {
     constexpr int kQ = n();
     if (run.count == kPageRows)
@@ -198,34 +202,33 @@ void soften(const Vector& vector, float* s) {
 constexpr int kMostSummed = 6;  // vectors whose values are added up at once
 constexpr int kChunks = 4;      // of 16 dimensions
 
-// Adds rows [begin, end) of C * 16 dimensions of the values to Q vectors' sums.
+// Adds rows [begin, end) of C * 16 dimensions of a page's values to Q vectors' sums.
 template <CacheType type, int Q, int C>
-void add_values(const AttentionBlock& block, const Tile& tile, int first, int begin, int end, int dimension) {
+void add_values(const AttentionBlock& block, const PageRows& rows, Ahead ahead, const Tile& tile, int first,
+                int begin, int dimension) {
   const int head_dim = block.pages.head_dim;
   const float* weights = tile.scores + first * kScoreStride;
   const bool all = dimension + C * kLanes <= head_dim;
   const __mmask16 lanes = all ? __mmask16{0xFFFF} : first_lanes(head_dim - dimension);
+  const int from_row = std::max(0, begin - rows.index);
   __m512 sum[Q][C];
   for (int q = 0; q < Q; ++q)
     for (int c = 0; c < C; ++c) {
       const float* from = tile.vectors[first + q].values + dimension + c * kLanes;
-      sum[q][c] = begin == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, from);
+      sum[q][c] = rows.index + from_row == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, from);
     }
-  for_each_page(block, block.values, end, [&](const PageRows& rows) {
-    const PageReader<type> page{rows.page, head_dim};
-    Ahead ahead(rows.next, block.pages.page_bytes, kPageRows);
-    for (int r = std::max(0, begin - rows.index); r < rows.count; ++r) {
-      ahead.ask();
-      __m512 v[C];
-      for (int c = 0; c < C; ++c)
-        v[c] = page.load(Part::kValue, rows.row + r, dimension + c * kLanes, lanes, C > 1 || all);
+  const PageReader<type> page{rows.page, head_dim};
+  for (int r = from_row; r < rows.count; ++r) {
+    ahead.ask();
+    __m512 v[C];
+    for (int c = 0; c < C; ++c)
+      v[c] = page.load(Part::kValue, rows.row + r, dimension + c * kLanes, lanes, C > 1 || all);
 #pragma GCC unroll 6
-      for (int q = 0; q < Q; ++q) {
-        const __m512 w = _mm512_set1_ps(weights[q * kScoreStride + rows.index + r]);
-        for (int c = 0; c < C; ++c) sum[q][c] = _mm512_fmadd_ps(w, v[c], sum[q][c]);
-      }
+    for (int q = 0; q < Q; ++q) {
+      const __m512 w = _mm512_set1_ps(weights[q * kScoreStride + rows.index + r]);
+      for (int c = 0; c < C; ++c) sum[q][c] = _mm512_fmadd_ps(w, v[c], sum[q][c]);
     }
-  });
+  }
   for (int q = 0; q < Q; ++q)
     for (int c = 0; c < C; ++c)
       _mm512_mask_storeu_ps(tile.vectors[first + q].values + dimension + c * kLanes, lanes, sum[q][c]);
@@ -237,13 +240,17 @@ void add_rows(const AttentionBlock& block, const Tile& tile, int first, int last
   const int head_dim = block.pages.head_dim;
   const int groups = (last - first + kMostSummed - 1) / kMostSummed;
   const int size = (last - first + groups - 1) / groups;
-  for (int v = first; v < last; v += size)
-    with_constant<kMostSummed>(std::min(size, last - v), [&](auto n) {
-      int d = 0;
-      for (; d + kChunks * kLanes <= head_dim; d += kChunks * kLanes)
-        add_values<type, n(), kChunks>(block, tile, v, begin, end, d);
-      for (; d < head_dim; d += kLanes) add_values<type, n(), 1>(block, tile, v, begin, end, d);
-    });
+  for_each_page(block, block.values, end, [&](const PageRows& rows) {
+    if (rows.index + rows.count <= begin) return;
+    for (int v = first; v < last; v += size)
+      with_constant<kMostSummed>(std::min(size, last - v), [&](auto n) {
+        const Ahead ahead(v == first ? rows.ahead : nullptr, block.pages.page_bytes, kPageRows);
+        int d = 0;
+        for (; d + kChunks * kLanes <= head_dim; d += kChunks * kLanes)
+          add_values<type, n(), kChunks>(block, rows, ahead, tile, v, begin, d);
+        for (; d < head_dim; d += kLanes) add_values<type, n(), 1>(block, rows, ahead, tile, v, begin, d);
+      });
+  });
 }
 
 template <CacheType type>
@@ -257,8 +264,7 @@ void attend_tile(const AttentionBlock& block, Tile& tile) {
   const int count = find_runs(block, most, runs);
   for (int i = 0; i < count; ++i) {
     if (i == 0 || runs[i].base != runs[i - 1].base) turn_queries(block, tile, runs[i].base);
-    const std::byte* next = i + 1 < count ? runs[i + 1].page : block.pages.page(block.values.spans->page);
-    score_run<type>(block, runs[i], next == runs[i].page ? nullptr : next, tile);
+    score_run<type>(block, runs[i], ahead_of_run(block, runs, count, i, most), tile);
   }
   for (int v = 0; v < tile.n; ++v) soften(tile.vectors[v], tile.scores + v * kScoreStride);
   for_rows_seen(

@@ -97,8 +97,9 @@ struct AttentionBlock {
   float scale;  // 1 / sqrt(head_dim)
   int rows;     // 1 to kAttentionBlock
   std::span<const AttentionQuery> queries;
-  float* scratch;                   // attention_scratch(head_dim) floats, 64-byte aligned
-  const std::byte* next = nullptr;  // page that is likely read after this block, or null; for speed alone
+  float* scratch;  // attention_scratch(head_dim) floats, 64-byte aligned
+  const AttentionBlock* next =
+      nullptr;  // what is likely worked on after this block, or null; for speed alone
 };
 
 // Query heads, over all tokens, that kernels work on at once, where a head has up to kQueryStride dimensions.

@@ -39,9 +39,19 @@ struct PageRows {
   const std::byte* page;
   int row;  // first row in the page
   int count;
-  int index;              // in the block, of the first row
-  const std::byte* next;  // page of the rows that follow, or what the block names as next
+  int index;               // in the block, of the first row
+  const std::byte* ahead;  // page to be asked for meanwhile, or null
 };
+
+// While a page is worked on, the one after the next is asked for, as memory takes longer than a page's work:
+// keys, then values, then the keys of the block that comes next. First the pages of that block's keys, the
+// first (0) and the one behind it (1), or null.
+inline const std::byte* first_keys(const AttentionBlock* block, int at) {
+  if (block == nullptr) return nullptr;
+  const SpanRange& keys = block->keys;
+  if (at > 0 && keys.spans->count - keys.skip >= block->rows) return nullptr;
+  return block->pages.page(keys.spans[at].page);
+}
 
 // Calls visit(PageRows) for the block's first `rows` rows, in order.
 template <class Visit>
@@ -50,8 +60,14 @@ void for_each_page(const AttentionBlock& block, const SpanRange& range, int rows
   int skip = range.skip;
   for (int index = 0; index < rows; ++span, skip = 0) {
     const int n = std::min(span->count - skip, rows - index);
-    const std::byte* next = index + n < rows ? block.pages.page(span[1].page) : block.next;
-    visit(PageRows{block.pages.page(span->page), span->first + skip, n, index, next});
+    const int left = rows - index - n;
+    const std::byte* ahead = nullptr;
+    if (left == 0) {
+      ahead = first_keys(block.next, 1);
+    } else {
+      ahead = left <= span[1].count ? first_keys(block.next, 0) : block.pages.page(span[2].page);
+    }
+    visit(PageRows{block.pages.page(span->page), span->first + skip, n, index, ahead});
     index += n;
   }
 }
@@ -87,6 +103,15 @@ inline int find_runs(const AttentionBlock& block, int rows, Run (&runs)[kAttenti
   return found;
 }
 
+// What is asked for during run i of `count`, whose rows are the block's first `rows`.
+inline const std::byte* ahead_of_run(const AttentionBlock& block, const Run* runs, int count, int i,
+                                     int rows) {
+  if (i + 2 < count) return runs[i + 2].page == runs[i + 1].page ? nullptr : runs[i + 2].page;
+  const SpanRange& values = block.values;
+  if (i + 2 == count) return block.pages.page(values.spans->page);
+  return values.spans->count - values.skip < rows ? block.pages.page(values.spans[1].page) : nullptr;
+}
+
 // Asks memory for a page bit by bit while another is worked on: asked for all at once, it would keep that
 // one's loads waiting.
 class Ahead {
@@ -97,7 +122,7 @@ class Ahead {
         end_(page == nullptr ? at_ : at_ + bytes),
         lines_(static_cast<int>((bytes / kLine + steps - 1) / steps)) {}
   [[gnu::always_inline]] inline void ask() {
-    for (int i = 0; i < lines_ && at_ < end_; ++i, at_ += kLine) __builtin_prefetch(at_, 0, 2);
+    for (int i = 0; i < lines_ && at_ < end_; ++i, at_ += kLine) __builtin_prefetch(at_, 0, 3);
   }
 
  private:
