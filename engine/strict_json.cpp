@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/printable.h"
+#include "engine/text_hash.h"
 
 namespace kvfold {
 namespace {
@@ -48,7 +49,8 @@ class RepeatedKey {
   std::string name;
 
  private:
-  std::vector<std::unordered_set<std::string>> keys_;  // of the objects around the parser, outermost first
+  std::vector<std::unordered_set<std::string, TextHash>>
+      keys_;  // of the objects around the parser, outermost first
 };
 
 }  // namespace

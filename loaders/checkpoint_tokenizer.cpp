@@ -10,6 +10,7 @@
 
 #include "engine/file.h"
 #include "engine/printable.h"
+#include "engine/text_hash.h"
 #include "engine/tokenizer/bpe.h"
 #include "loaders/json.h"
 #include "loaders/limits.h"
@@ -325,7 +326,11 @@ class VocabularyReader {
   Status read_chat_template() {
     const std::string jinja = folder_ + "/chat_template.jinja";
     if (exists(jinja)) {
-      KVFOLD_ASSIGN_OR_RETURN(strings_->chat_template, read_text_file(jinja));
+      std::error_code ignored;
+      if (std::filesystem::file_size(jinja, ignored) == 0) return {};
+      KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> file, MappedFile::open(jinja));
+      strings_->chat_template.assign(reinterpret_cast<const char*>(file->bytes().data()),
+                                     file->bytes().size());
       return {};
     }
     const std::string path = folder_ + "/tokenizer_config.json";
@@ -351,7 +356,7 @@ class VocabularyReader {
   const CheckpointConfig config_;
   std::shared_ptr<Strings> strings_;
   size_t most_ids_ = 0;
-  std::unordered_map<std::string, TokenId> ids_;
+  std::unordered_map<std::string, TokenId, TextHash> ids_;
   VocabularySource out_;
 };
 

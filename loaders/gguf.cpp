@@ -436,6 +436,13 @@ const GgufTensor* GgufFile::tensor(std::string_view name) const {
   return at == tensors_.end() ? nullptr : &at->second;
 }
 
+std::vector<std::string_view> GgufFile::tensor_names() const {
+  std::vector<std::string_view> names;
+  for (const auto& [name, tensor] : tensors_) names.push_back(name);
+  std::ranges::sort(names);
+  return names;
+}
+
 std::string_view GgufFile::name_of(const std::byte* data) const {
   for (const auto& [name, tensor] : tensors_)
     if (tensor.view.data == data) return name;

@@ -15,6 +15,7 @@
 
 #include "engine/file.h"
 #include "engine/status.h"
+#include "engine/text_hash.h"
 #include "kernels/views.h"
 
 namespace kvfold {
@@ -77,7 +78,8 @@ class GgufFile {
   const GgufTensor* tensor(std::string_view name) const;
   // The name of the tensor whose data begins there; "" where none does.
   std::string_view name_of(const std::byte* data) const;
-  size_t tensor_count() const { return tensors_.size(); }
+  // Of all tensors, sorted.
+  std::vector<std::string_view> tensor_names() const;
 
  private:
   friend class GgufParser;
@@ -87,8 +89,8 @@ class GgufFile {
 
   std::shared_ptr<const MappedFile> file_;
   uint32_t version_ = 0;
-  std::unordered_map<std::string_view, GgufValue> metadata_;
-  std::unordered_map<std::string_view, GgufTensor> tensors_;
+  std::unordered_map<std::string_view, GgufValue, TextHash> metadata_;
+  std::unordered_map<std::string_view, GgufTensor, TextHash> tensors_;
 };
 
 }  // namespace kvfold

@@ -29,11 +29,12 @@ std::string describe(const Json& value) {
 }
 
 Result<JsonObject> JsonObject::open(const std::string& path) {
-  KVFOLD_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
-  return parse(text, path);
+  KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> file, MappedFile::open(path));
+  const std::span<const std::byte> bytes = file->bytes();
+  return parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
 }
 
-Result<JsonObject> JsonObject::parse(const std::string& text, const std::string& path) {
+Result<JsonObject> JsonObject::parse(std::string_view text, const std::string& path) {
   Result<Json> root = parse_json(text);
   if (!root.ok()) return root.status().with_prefix(path + ": ");
   JsonObject out;

@@ -20,10 +20,11 @@ std::string describe(const nlohmann::json& value);
 // An object within a JSON file. Views and references that it gives live as long as any object of the file.
 class JsonObject {
  public:
-  // Errors: the file cannot be read, is not JSON (with the offset), repeats a key, or holds no object.
+  // Errors: the file cannot be read, is no regular file (a pipe may never end), is not JSON (with the
+  // offset), repeats a key, or holds no object.
   static Result<JsonObject> open(const std::string& path);
   // The same of a text that was read from `path`.
-  static Result<JsonObject> parse(const std::string& text, const std::string& path);
+  static Result<JsonObject> parse(std::string_view text, const std::string& path);
 
   const std::string& path() const { return *path_; }
   // A key that is null counts as missing.

@@ -2,6 +2,7 @@
 #include "loaders/json.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "tests/temporary.h"
 
@@ -22,6 +23,16 @@ TEST(Json, TextsThatAreRefused) {
   EXPECT_EQ(refusal("-1.5"), "f.json: found the number -1.5, expected an object");
   EXPECT_EQ(refusal("\"\x7F\""), "f.json: found the string '?', expected an object");
   EXPECT_FALSE(JsonObject::open("/absent/f.json").ok());
+}
+
+// What may never end is not waited for.
+TEST(Json, PipesAndDevicesAreRefused) {
+  const TemporaryFolder folder;
+  const std::string pipe = folder.file("f.json");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string& path : {pipe, std::string("/dev/zero")})
+    EXPECT_EQ(JsonObject::open(path).status().message(),
+              path + ": expected a regular file that is not empty, found something else");
 }
 
 // At any depth, also of the empty key; of two, the first is named.

@@ -2,6 +2,7 @@
 // files (gguf_test.cpp, safetensors_test.cpp) does not hold them already. Each is refused with one line, or
 // does no harm.
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +13,9 @@
 
 #include "engine/kv/cache_metadata.h"
 #include "engine/kv/ops.h"
+#include "engine/random.h"
+#include "engine/strict_json.h"
+#include "engine/tokenizer/token_map.h"
 #include "kernels/formats/formats.h"
 #include "loaders/convert.h"
 #include "loaders/gguf_model.h"
@@ -100,6 +104,74 @@ TEST(KnownAttacks, ManyKeysAreNoQuadraticScan) {
   const std::string value = Bytes().put(0U).put(uint8_t{1}).str();
   for (int i = 0; i < 200'000; ++i) writer.add_entry("k" + std::to_string(i), value);
   EXPECT_TRUE(load_gguf_model(folder.write("many.gguf", writer.build())).ok());
+}
+
+// 2^pairs keys of one hash, for whoever knows the hash: what libstdc++ hashes texts by is undone by hand. A
+// key is pairs of blocks, of each of which there are two: the second half takes back what the first half
+// changed. Blocks are such that the keys can stand in JSON.
+std::vector<std::string> keys_of_one_hash(int pairs) {
+  constexpr uint64_t kFactor = 0xC6A4A7935BD1E995;
+  uint64_t inverse = 1;  // of kFactor, modulo 2^64
+  for (int i = 0; i < 6; ++i) inverse *= 2 - kFactor * inverse;
+  const auto shifted = [](uint64_t x) { return x ^ x >> 47; };
+  const auto mixed = [&](uint64_t x) { return shifted(x * kFactor) * kFactor; };
+  const auto unmixed = [&](uint64_t x) { return shifted(x * inverse) * inverse; };
+  const auto text_of = [](uint64_t x) { return Bytes().put(x).str(); };
+  const auto is_text = [&](uint64_t x) {
+    return std::ranges::all_of(text_of(x), [](char c) { return c >= ' ' && c != '"' && c != '\\'; });
+  };
+  Random random(1);
+  const auto letters = [&] {
+    uint64_t x = 0;
+    for (int i = 0; i < 8; ++i) x = x << 8 | ('a' + random.below(26));
+    return x;
+  };
+  uint64_t state = 0xC70F6907 ^ 16 * static_cast<uint64_t>(pairs) * kFactor;
+  std::vector<std::string> keys = {""};
+  for (int i = 0; i < pairs; ++i) {
+    const uint64_t first = letters();
+    const uint64_t other = letters();
+    const uint64_t after = (state ^ mixed(first)) * kFactor;
+    const uint64_t change = after ^ (state ^ mixed(other)) * kFactor;
+    uint64_t second = letters();
+    while (!is_text(unmixed(mixed(second) ^ change))) second = letters();
+    state = (after ^ mixed(second)) * kFactor;
+    std::vector<std::string> longer;
+    for (const std::string& key : keys) {
+      longer.push_back(key + text_of(first) + text_of(second));
+      longer.push_back(key + text_of(other) + text_of(unmixed(mixed(second) ^ change)));
+    }
+    keys = std::move(longer);
+  }
+  EXPECT_EQ(std::hash<std::string>()(keys.front()), std::hash<std::string>()(keys.back()));
+  return keys;
+}
+
+// As above: hundreds of seconds where the table's hash can be foreseen.
+TEST(KnownAttacks, KeysOfOneHashAreNoQuadraticScan) {
+  const TemporaryFolder folder;
+  const std::vector<std::string> keys = keys_of_one_hash(17);
+  GgufWriter writer = tiny_model();
+  const std::string value = Bytes().put(0U).put(uint8_t{1}).str();
+  std::string json = "{\"a\":1";
+  for (const std::string& key : keys) {
+    writer.add_entry(key, value);
+    json += ",\"" + key + "\":1";
+  }
+  EXPECT_TRUE(load_gguf_model(folder.write("keys.gguf", writer.build())).ok());
+  EXPECT_TRUE(parse_json(json + "}").ok());
+}
+
+// Tokens of one XXH3, which multiplies pairs of 8 bytes after it has added a secret to them: where the sum of
+// the first is nothing, the second may be anything.
+TEST(KnownAttacks, TokensOfOneHashAreNoQuadraticScan) {
+  const std::string secret = "\xB8\xFE\x6C\x39\x23\xA4\x4B\xBE";
+  std::vector<std::string> tokens;
+  for (uint64_t i = 0; i < 200'000; ++i)
+    tokens.push_back(Bytes().raw(secret).put(i).raw("0123456789abcdef").str());
+  EXPECT_EQ(XXH3_64bits(tokens[0].data(), 32), XXH3_64bits(tokens[1].data(), 32));
+  const std::vector<std::string_view> views(tokens.begin(), tokens.end());
+  EXPECT_EQ(TokenMap(views).find(tokens[1234]), 1234);
 }
 
 // Types and scores are read as what the file says they are, or not at all.

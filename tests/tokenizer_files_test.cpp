@@ -277,6 +277,9 @@ TEST(TokenizerFiles, ChatTemplates) {
           Files(kJson).with(kConfig, {{"chat_template", "a"}}).with(kTemplate, "b").good().chat_template),
       "b");
 
+  EXPECT_EQ(Files(kJson).with(kConfig, {{"chat_template", "a"}}).with(kTemplate, "").good().chat_template,
+            "");
+
   const auto refused = [](const Json& value, const std::string& message) {
     EXPECT_EQ(Files(kJson).with(kConfig, {{"chat_template", value}}).refusal(),
               kConfig + ": key 'chat_template" + message);

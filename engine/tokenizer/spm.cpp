@@ -7,6 +7,7 @@
 #include <queue>
 #include <unordered_map>
 
+#include "engine/text_hash.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace kvfold {
@@ -74,7 +75,7 @@ class Merger {
   std::string_view text_;
   std::vector<SpmTokenizer::Symbol>& symbols_;
   std::priority_queue<Candidate> queue_;
-  std::unordered_map<std::string_view, size_t> halves_;
+  std::unordered_map<std::string_view, size_t, TextHash> halves_;
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 #include "engine/tokenizer/token_map.h"
 
-#include <xxhash.h>
-
 #include <bit>
+
+#include "engine/text_hash.h"
 
 namespace kvfold {
 namespace {
@@ -26,7 +26,7 @@ TokenMap::TokenMap(const std::vector<std::string_view>& tokens)
 
 size_t TokenMap::slot(std::string_view token) const {
   const size_t mask = slots_.size() - 1;
-  size_t at = XXH3_64bits(token.data(), token.size()) & mask;
+  size_t at = TextHash()(token) & mask;
   while (slots_[at] >= 0 && (*tokens_)[static_cast<size_t>(slots_[at])] != token) at = (at + 1) & mask;
   return at;
 }
@@ -38,7 +38,7 @@ MergeMap::MergeMap(size_t count) : entries_(table_size(count)) {}
 size_t MergeMap::slot(uint64_t pair) const {
   const size_t mask = entries_.size() - 1;
   // The finaliser of MurmurHash3: pairs of small numbers spread over the table.
-  uint64_t h = pair;
+  uint64_t h = pair ^ hash_seed();
   h = (h ^ (h >> 33)) * 0xFF51AFD7ED558CCDU;
   h = (h ^ (h >> 33)) * 0xC4CEB9FE1A85EC53U;
   size_t at = (h ^ (h >> 33)) & mask;
