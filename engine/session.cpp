@@ -42,12 +42,22 @@ Status Session::check_token(const char* operation, TokenId id) const {
                                    model_->config().vocab_size - 1));
 }
 
+// Where a window would slide, the model means another attention than the one that is computed.
+Status Session::check_window(const char* operation, size_t rows) const {
+  const int window = model_->config().attention_window;
+  if (window == 0 || rows <= static_cast<size_t>(window)) return {};
+  return Status::error(fmt::format("{}: found {} rows, expected at most the model's attention window, {}",
+                                   operation, rows, window));
+}
+
 Status Session::check(std::span<const Feed> feeds) const {
   for (size_t i = 0; i < feeds.size(); ++i) {
     const Feed& feed = feeds[i];
     for (size_t j = 0; j < i; ++j)
       if (feeds[j].cache == feed.cache) return Status::error("feed: a cache is named twice in one batch");
     KVFOLD_RETURN_IF_ERROR(check_cache(*feed.cache));
+    KVFOLD_RETURN_IF_ERROR(
+        check_window("feed", static_cast<size_t>(feed.cache->size()) + feed.tokens.size()));
     for (const TokenId id : feed.tokens) KVFOLD_RETURN_IF_ERROR(check_token("feed", id));
   }
   return {};
@@ -165,6 +175,7 @@ Result<KvCache> Session::recompute(const KvCache& cache, const Selection& select
   KVFOLD_RETURN_IF_ERROR(check_cache(cache));
   KVFOLD_RETURN_IF_ERROR(selection.check(cache.shape(), cache.size()));
   if (selection.empty()) return cache.fork();
+  KVFOLD_RETURN_IF_ERROR(check_window("recompute", static_cast<size_t>(cache.size())));
   for (const int row : selection.rows)  // a cache file may say anything
     KVFOLD_RETURN_IF_ERROR(check_token("recompute", cache.rows().tokens[row]));
   // Pages of their own for the rows, in every lane, as the model computes them all.

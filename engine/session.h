@@ -50,7 +50,7 @@ class Session {
 
   // Feeds several caches as one batch. A cache may appear once. Each one's bits are the same as when it is
   // fed alone, in any chunks. Errors: a token id outside the vocabulary, a cache of another pool or shape,
-  // the pool exhausted; every cache is then as it was.
+  // more rows than the model's attention window, the pool exhausted; every cache is then as it was.
   // `probe` sees every batch that is computed; each sequence's cache is one of the feeds'.
   Status feed(std::span<const Feed> feeds, const LogitsSink& sink, const QueryProbe& probe = {});
   // Feeds one cache and returns the logits after the last token. Errors: as above, or no tokens.
@@ -67,7 +67,7 @@ class Session {
   // positions where they stand, each seeing the rows before it, and what comes out replaces the selected
   // lanes and parts (chunk repair as in CacheBlend: Yao et al. 2024, arXiv:2405.16444). All layers are
   // computed whatever is selected. Errors: a cache of another pool or shape, a lane without a selected row,
-  // the pool exhausted.
+  // more rows than the model's attention window, the pool exhausted.
   Result<KvCache> recompute(const KvCache& cache, const Selection& selection);
 
  private:
@@ -76,6 +76,7 @@ class Session {
   Status check(std::span<const Feed> feeds) const;
   Status check_cache(const KvCache& cache) const;
   Status check_token(const char* operation, TokenId id) const;
+  Status check_window(const char* operation, size_t rows) const;
   struct Piece {
     int feed;
     int begin, end;  // tokens of the feed

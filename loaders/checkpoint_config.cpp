@@ -2,7 +2,6 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <numbers>
@@ -13,6 +12,8 @@
 namespace kvfold {
 namespace {
 
+enum class Window { kNever, kAlways, kWhenUsed };  // the last: with use_sliding_window
+
 // What a model_type means. Head counts that may be left out are those whose default follows from others.
 struct ModelType {
   std::string_view name;
@@ -20,14 +21,14 @@ struct ModelType {
   bool always_qkv_bias;  // q, k and v have biases, and the output projection has none
   bool needs_kv_heads;   // the class's default for num_key_value_heads is a number of its own
   int head_dim;          // where it is not given; 0: hidden_size / num_attention_heads
-  bool asks_for_window;  // sliding_window counts only with use_sliding_window
+  Window window;         // when sliding_window counts
 };
 
 constexpr ModelType kModelTypes[] = {
-    {"llama", "llama", false, false, 0, false},
-    {"mistral", "llama", false, true, 0, false},
-    {"qwen2", "qwen2", true, true, 0, true},
-    {"qwen3", "qwen3", false, true, 128, true},
+    {"llama", "llama", false, false, 0, Window::kNever},
+    {"mistral", "llama", false, true, 0, Window::kAlways},
+    {"qwen2", "qwen2", true, true, 0, Window::kWhenUsed},
+    {"qwen3", "qwen3", false, true, 128, Window::kWhenUsed},
 };
 
 // How many of the pairs that RoPE turns are slowed down, and by how much: Llama 3's scaling, as transformers
@@ -149,11 +150,12 @@ class ConfigReader {
   }
 
   // Release 5 keeps rope_theta beside the scaling's numbers in rope_parameters; release 4 keeps it at the
-  // top.
+  // top. Where a file has both, rope_scaling counts.
   Status read_rope() {
     ModelConfig& c = out_.model;
     c.rope_pairing = RopePairing::kHalfSplit;
-    const std::string_view key = json_.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+    const bool scaling = json_.has("rope_scaling") && !json_.value()["rope_scaling"].empty();
+    const std::string_view key = scaling ? "rope_scaling" : "rope_parameters";
     double base = 0;
     KVFOLD_RETURN_IF_ERROR(read_positive(json_, "rope_theta", base, 10000));
     KVFOLD_RETURN_IF_ERROR(refuse_partial(json_));
@@ -175,6 +177,8 @@ class ConfigReader {
   }
 
   Status read_scaling(const JsonObject& rope, double base) {
+    for (const auto& [name, value] : rope.value().items())
+      if (value.is_object()) return rope.wrong(name, value, "one RoPE for all layers");
     const std::string_view key = rope.has("rope_type") ? "rope_type" : "type";
     if (!rope.has(key)) {
       // rope_parameters of a model without scaling may hold rope_theta alone.
@@ -200,12 +204,10 @@ class ConfigReader {
   }
 
   Status read_window() {
-    KVFOLD_ASSIGN_OR_RETURN(const bool used, json_.flag("use_sliding_window", !type_->asks_for_window));
-    if (!used || !json_.has("sliding_window")) return {};
-    int window = 0;
-    KVFOLD_RETURN_IF_ERROR(read_size("sliding_window", kMostContext, window));
-    out_.model.context_length = std::min(out_.model.context_length, window);
-    return {};
+    KVFOLD_ASSIGN_OR_RETURN(const bool used, json_.flag("use_sliding_window", false));
+    const bool counts = type_->window == Window::kAlways || (type_->window == Window::kWhenUsed && used);
+    if (!counts || !json_.has("sliding_window")) return {};
+    return read_size("sliding_window", kMostContext, out_.model.attention_window);
   }
 
   Status read_flags() {

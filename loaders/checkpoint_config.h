@@ -26,8 +26,6 @@ struct CheckpointConfig {
 };
 
 // Reads both files of `folder`; the second may be missing.
-//
-// A sliding attention window shortens model.context_length to itself: up to there it changes nothing.
 // Errors: a key that is missing, of a wrong type or out of range, with the file and the key; a model_type,
 // activation, RoPE scaling or quantisation that is not supported.
 Result<CheckpointConfig> read_checkpoint_config(const std::string& folder);

@@ -3,8 +3,10 @@
 #include <fmt/core.h>
 
 #include <cmath>
+#include <unordered_set>
 
 #include "engine/printable.h"
+#include "engine/text_hash.h"
 #include "kernels/formats/formats.h"
 #include "loaders/architectures.h"
 #include "loaders/fingerprint.h"
@@ -88,7 +90,19 @@ class ModelReader {
     KVFOLD_RETURN_IF_ERROR(read_size(key("feed_forward_length"), kMostWidth, c.ffn_dim));
     KVFOLD_RETURN_IF_ERROR(read_size(key("context_length"), kMostContext, c.context_length));
     KVFOLD_RETURN_IF_ERROR(read_positive(key("attention.layer_norm_rms_epsilon"), c.norm_epsilon));
+    KVFOLD_RETURN_IF_ERROR(read_window());
     return read_heads();
+  }
+
+  // 0 stands for none.
+  Status read_window() {
+    const std::string window = key("attention.sliding_window");
+    if (!file_.has(window)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const int64_t rows, file_.integer(window));
+    if (rows < 0 || rows > kMostContext)
+      return wrong(window, fmt::format("{}", rows), fmt::format("0 to {}", kMostContext));
+    out_.config.attention_window = static_cast<int>(rows);
+    return {};
   }
 
   Status read_heads() {
@@ -121,14 +135,7 @@ class ModelReader {
     KVFOLD_RETURN_IF_ERROR(read_size(key("rope.dimension_count"), c.head_dim, c.rotary_dim, c.head_dim));
     if (c.rotary_dim % 2 != 0)
       return wrong(key("rope.dimension_count"), fmt::format("{}", c.rotary_dim), "an even number");
-    if (file_.has(key("rope.scaling.type"))) {
-      KVFOLD_ASSIGN_OR_RETURN(const std::string_view type, file_.string(key("rope.scaling.type")));
-      float factor = 1;
-      if (type == "linear") KVFOLD_RETURN_IF_ERROR(read_positive(key("rope.scaling.factor"), factor, 1));
-      if (type != "none" && !(type == "linear" && factor == 1))
-        return wrong(key("rope.scaling.type"), fmt::format("'{}' with factor {}", printable(type), factor),
-                     "none (Llama 3's scaling comes as the tensor rope_freqs.weight)");
-    }
+    KVFOLD_RETURN_IF_ERROR(refuse_scaling());
     if (const GgufTensor* factors = file_.tensor("rope_freqs.weight")) {
       KVFOLD_ASSIGN_OR_RETURN(const MatrixView view, vector("rope_freqs.weight", c.rotary_dim / 2));
       c.rope_factors.resize(static_cast<size_t>(view.columns));
@@ -140,6 +147,25 @@ class ModelReader {
                           file_.path(), factor));
     }
     return {};
+  }
+
+  // A factor whose type is not named scales linearly, as llama.cpp has it, and older files have another key
+  // for it.
+  Status refuse_scaling() {
+    const std::string type_key = key("rope.scaling.type");
+    const bool old = !file_.has(key("rope.scaling.factor")) && file_.has(key("rope.scale_linear"));
+    const std::string factor_key = key(old ? "rope.scale_linear" : "rope.scaling.factor");
+    std::string_view type = "linear";
+    if (file_.has(type_key)) {
+      KVFOLD_ASSIGN_OR_RETURN(type, file_.string(type_key));
+    }
+    if (type == "none") return {};
+    float factor = 1;
+    KVFOLD_RETURN_IF_ERROR(read_positive(factor_key, factor, 1));
+    if (type == "linear" && factor == 1) return {};
+    return wrong(file_.has(type_key) ? type_key : factor_key,
+                 fmt::format("'{}' with factor {}", printable(type), factor),
+                 "none (Llama 3's scaling comes as the tensor rope_freqs.weight)");
   }
 
   // An optional token id; -1 where the key is missing.
@@ -187,6 +213,8 @@ class ModelReader {
       KVFOLD_RETURN_IF_ERROR(read_token(ends_turn, id));
       if (id >= 0) v.end_tokens.push_back(id);
     }
+    // Files of Llama 3 leave it to the reader, as llama.cpp does it for this pre-tokenizer.
+    if (v.model == "gpt2" && v.pre_tokenizer == "llama-bpe") v.add_bos = v.bos >= 0;
     KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_bos_token", v.add_bos));
     KVFOLD_RETURN_IF_ERROR(read_flag("tokenizer.ggml.add_eos_token", v.add_eos));
     if (v.add_bos && v.bos < 0)
@@ -229,8 +257,9 @@ class ModelReader {
     return {};
   }
 
-  Result<MatrixView> matrix(const std::string& name, int64_t rows, int64_t columns) const {
+  Result<MatrixView> matrix(const std::string& name, int64_t rows, int64_t columns) {
     const GgufTensor* tensor = file_.tensor(name);
+    taken_.insert(name);
     if (tensor == nullptr)
       return Status::error(fmt::format("{}: tensor '{}' is missing", file_.path(), name));
     const bool flat = tensor->shape.size() == 2 || (rows == 1 && tensor->shape.size() == 1);
@@ -244,7 +273,7 @@ class ModelReader {
   }
 
   // A vector is stored unquantised.
-  Result<MatrixView> vector(const std::string& name, int64_t size) const {
+  Result<MatrixView> vector(const std::string& name, int64_t size) {
     KVFOLD_ASSIGN_OR_RETURN(const MatrixView view, matrix(name, 1, size));
     if (format_info(view.type).group != nullptr)
       return Status::error(fmt::format("{}: tensor '{}': found type {}, expected f32, f16 or bf16",
@@ -262,6 +291,17 @@ class ModelReader {
       KVFOLD_ASSIGN_OR_RETURN(out_.output, matrix("output.weight", c.vocab_size, c.model_dim));
     }
     for (int i = 0; i < c.layers; ++i) KVFOLD_RETURN_IF_ERROR(read_layer(i));
+    return refuse_other_tensors();
+  }
+
+  // What else a file holds would change the result: biases that this architecture does not have here,
+  // experts, layers beyond those that are counted.
+  Status refuse_other_tensors() const {
+    for (const std::string_view name : file_.tensor_names())
+      if (!taken_.contains(std::string(name)))
+        return Status::error(
+            fmt::format("{}: tensor '{}': found one, expected none of that name in a {} model of {} layers",
+                        file_.path(), printable(name), architecture_->name, out_.config.layers));
     return {};
   }
 
@@ -300,6 +340,7 @@ class ModelReader {
   std::shared_ptr<const GgufFile> parsed_;
   const GgufFile& file_;
   const Architecture* architecture_ = nullptr;
+  std::unordered_set<std::string, TextHash> taken_;  // names of tensors that were asked for
   ModelSource out_;
 };
 

@@ -104,6 +104,7 @@ void write_config(const ModelConfig& c, uint32_t file_type, Header& header) {
   header.u32(key("attention.head_count_kv"), c.kv_heads);
   header.u32(key("attention.key_length"), c.head_dim);
   header.u32(key("attention.value_length"), c.head_dim);
+  if (c.attention_window > 0) header.u32(key("attention.sliding_window"), c.attention_window);
   header.f32(key("attention.layer_norm_rms_epsilon"), c.norm_epsilon);
   header.f32(key("rope.freq_base"), c.rope_base);
   header.u32(key("rope.dimension_count"), c.rotary_dim);

@@ -90,15 +90,19 @@ TEST(CheckpointConfig, TiedOrNotOrUnsaid) {
   EXPECT_TRUE(good(llama({{"tie_word_embeddings", false}})).says_whether_tied);
 }
 
-// The window counts where the class looks at it: always, or with use_sliding_window.
-TEST(CheckpointConfig, AWindowShortensTheContext) {
-  const auto context = [](const Json& config) { return good(config).model.context_length; };
-  EXPECT_EQ(context(of_type("mistral", {{"sliding_window", 100}})), 100);
-  EXPECT_EQ(context(of_type("mistral", {{"sliding_window", 1000}})), 256);
-  EXPECT_EQ(context(of_type("mistral", {{"sliding_window", nullptr}})), 256);
-  EXPECT_EQ(context(of_type("qwen2", {{"sliding_window", 100}})), 256);
-  EXPECT_EQ(context(of_type("qwen2", {{"sliding_window", 100}, {"use_sliding_window", true}})), 100);
-  EXPECT_EQ(context(of_type("qwen2", {{"use_sliding_window", true}})), 256);
+// A window counts where the class looks at it: never, always, or with use_sliding_window.
+TEST(CheckpointConfig, Windows) {
+  const auto window = [](const Json& config) { return good(config).model.attention_window; };
+  const Json used = {{"sliding_window", 100}, {"use_sliding_window", true}};
+  EXPECT_EQ(window(llama(used)), 0);
+  EXPECT_EQ(window(of_type("mistral", {{"sliding_window", 100}})), 100);
+  EXPECT_EQ(window(of_type("mistral", {{"sliding_window", nullptr}})), 0);
+  for (const char* type : {"qwen2", "qwen3"}) {
+    EXPECT_EQ(window(of_type(type, {{"sliding_window", 100}})), 0);
+    EXPECT_EQ(window(of_type(type, used)), 100);
+    EXPECT_EQ(window(of_type(type, {{"use_sliding_window", true}})), 0);
+  }
+  EXPECT_EQ(good(of_type("mistral", {{"sliding_window", 100}})).model.context_length, 256);
 }
 
 const Json kLlama3 = {{"rope_type", "llama3"}, {"rope_theta", 500000},
@@ -120,6 +124,17 @@ TEST(CheckpointConfig, RopeOfBothReleases) {
   EXPECT_EQ(base(llama({{"rope_theta", 5e5}, {"rope_parameters", {{"partial_rotary_factor", 1.0}}}})), 5e5F);
 }
 
+// As in the library, which takes an empty object for none.
+TEST(CheckpointConfig, OfBothReleasesAtOnceTheOlderCounts) {
+  const Json both = {
+      {"rope_theta", 5e5}, {"rope_scaling", kLlama3}, {"rope_parameters", {{"rope_theta", 1e6}}}};
+  EXPECT_EQ(good(llama(both)).model.rope_factors.size(), 4U);
+  Json empty = both;
+  empty["rope_scaling"] = Json::object();
+  EXPECT_TRUE(good(llama(empty)).model.rope_factors.empty());
+  EXPECT_EQ(good(llama(empty)).model.rope_base, 1e6F);
+}
+
 // Pairs of wavelengths 2 pi, about 167, 4443 and 118,000 by 16 / 4 and 16 / 1: the first lies between them.
 TEST(CheckpointConfig, Llama3sScaling) {
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
@@ -138,6 +153,8 @@ TEST(CheckpointConfig, RopeThatIsRefused) {
   const auto refused = [](const Json& rope, const std::string& message) {
     expect_refused(llama({{"rope_scaling", rope}}), "rope_scaling" + message);
   };
+  refused({{"full_attention", kLlama3}},
+          ".full_attention': found an object, expected one RoPE for all layers");
   refused("yarn", "': found the string 'yarn', expected an object");
   refused({{"type", "linear"}, {"factor", 2}},
           ".type': found the string 'linear', expected llama3 or default");

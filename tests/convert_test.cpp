@@ -107,6 +107,7 @@ TEST(Conversion, KeepsConfigurationAndVocabulary) {
     EXPECT_EQ(a->config.rope_base, b->config.rope_base);
     EXPECT_EQ(a->config.norm_epsilon, b->config.norm_epsilon);
     EXPECT_EQ(a->config.context_length, b->config.context_length);
+    EXPECT_EQ(a->config.attention_window, b->config.attention_window);
     EXPECT_EQ(a->config.head_dim, b->config.head_dim);
     EXPECT_EQ(a->tied_output, b->tied_output);
     EXPECT_EQ(a->layers[1].bo.rows, b->layers[1].bo.rows);
@@ -117,6 +118,15 @@ TEST(Conversion, KeepsConfigurationAndVocabulary) {
     EXPECT_EQ(a->vocabulary.eos, b->vocabulary.eos);
     EXPECT_EQ(a->vocabulary.add_bos, b->vocabulary.add_bos);
   }
+}
+
+TEST(Conversion, KeepsTheWindow) {
+  const TemporaryFolder folder;
+  const std::string tiny =
+      folder.write("tiny.gguf", tiny_model().u32("llama.attention.sliding_window", 100).build());
+  const Result<ModelSource> converted = load_model_source(convert(folder, tiny, "none"));
+  ASSERT_TRUE(converted.ok()) << converted.status().message();
+  EXPECT_EQ(converted->config.attention_window, 100);
 }
 
 // A GGUF file goes through unchanged, and comes out the same when it is converted again.

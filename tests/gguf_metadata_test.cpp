@@ -94,6 +94,39 @@ TEST_F(GgufModel, ShapesThatAreRefused) {
   EXPECT_TRUE(load(flat).ok());
 }
 
+// What is not read would change the result.
+TEST_F(GgufModel, OtherTensorsAreRefused) {
+  const auto refused = [&](const char* architecture, const std::string& name, const std::string& shown) {
+    GgufWriter writer = of(architecture);
+    writer.tensors.push_back(vector(name, 64));
+    expect_refused(writer, "tensor '" + shown + "': found one, expected none of that name in a " +
+                               architecture + " model of 2 layers");
+  };
+  for (const char* name : {"blk.0.ffn_gate.bias", "blk.1.ffn_down.bias", "output.bias",
+                           "blk.2.attn_norm.weight", "blk.1.attn_q_norm.weight", "rope_factors_long.weight"})
+    refused("llama", name, name);
+  refused("qwen2", "blk.0.attn_k_norm.weight", "blk.0.attn_k_norm.weight");
+  refused("qwen3", "\x1B[2J", "?[2J");
+}
+
+// Up to its window a model attends to all rows; beyond it to others than are computed.
+TEST_F(GgufModel, AWindowIsNotExceeded) {
+  const auto windowed = [](uint32_t rows) { return of("llama").u32("llama.attention.sliding_window", rows); };
+  EXPECT_EQ(good(windowed(0)).config.attention_window, 0);
+  EXPECT_EQ(good(windowed(4)).config.attention_window, 4);
+  expect_refused(of("llama").value("llama.attention.sliding_window", GgufType::kInt32, -1),
+                 "key 'llama.attention.sliding_window': found -1, expected 0 to 1073741824");
+  const auto session = open_session(folder_.write("m.gguf", windowed(4).build()), {});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  KvCache cache = (*session)->make_cache();
+  const std::vector<TokenId> four = {1, 2, 3, 4};
+  const std::vector<TokenId> one = {5};
+  ASSERT_TRUE((*session)->feed(cache, four).ok());
+  EXPECT_EQ((*session)->feed(cache, one).status().message(),
+            "feed: found 5 rows, expected at most the model's attention window, 4");
+  EXPECT_EQ(cache.size(), 4);
+}
+
 TEST_F(GgufModel, OptionalKeys) {
   GgufWriter writer = of("llama");
   EXPECT_EQ(good(writer).config.name, "tiny");
@@ -119,6 +152,14 @@ TEST_F(GgufModel, ScalingThatDoesNothingIsTaken) {
   expect_refused(scaled("linear", 4), key + "type': found 'linear' with factor 4" + expected);
   expect_refused(scaled("yarn", 1), key + "type': found 'yarn' with factor 1" + expected);
   expect_refused(scaled("linear", 0), key + "factor': found 0, expected a finite number above 0");
+  // A factor alone scales linearly, by its old key too; of both the new one counts.
+  const auto factor = [](const char* name, float value) { return of("llama").f32(name, value); };
+  const char* const old = "llama.rope.scale_linear";
+  EXPECT_TRUE(load(factor("llama.rope.scaling.factor", 1)).ok());
+  EXPECT_TRUE(load(factor(old, 4).f32("llama.rope.scaling.factor", 1)).ok());
+  expect_refused(factor("llama.rope.scaling.factor", 4),
+                 key + "factor': found 'linear' with factor 4" + expected);
+  expect_refused(factor(old, 4), "key 'llama.rope.scale_linear': found 'linear' with factor 4" + expected);
   expect_refused(of("llama").u32("llama.rope.scaling.type", 1), key + "type': found uint32, expected string");
 }
 
@@ -175,6 +216,17 @@ TEST_F(GgufModel, SpecialTokens) {
   }
   for (const char* flag : {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"})
     expect_refused(of("llama").u32(flag, 1), std::string("key '") + flag + "': found uint32, expected bool");
+}
+
+// Files of Llama 3 do not say that their texts begin with a token.
+TEST_F(GgufModel, TextsOfLlama3BeginWithBos) {
+  const auto writer = [](const char* pre) {
+    return of("llama").string("tokenizer.ggml.pre", pre).u32("tokenizer.ggml.bos_token_id", 3);
+  };
+  EXPECT_TRUE(good(writer("llama-bpe")).vocabulary.add_bos);
+  EXPECT_FALSE(good(writer("smollm")).vocabulary.add_bos);
+  EXPECT_FALSE(good(writer("llama-bpe").boolean("tokenizer.ggml.add_bos_token", false)).vocabulary.add_bos);
+  EXPECT_FALSE(good(writer("llama-bpe").remove("tokenizer.ggml.bos_token_id")).vocabulary.add_bos);
 }
 
 // SPM vocabularies have what Llama's own has, where the file does not say.

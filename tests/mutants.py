@@ -101,7 +101,7 @@ MUTANTS = [
            "return 1 / (smooth / factor + (1 - smooth));", "Llama 3's scaling is interpolated the wrong way round"),
     Mutant("loaders/checkpoint_tokenizer.cpp", "if (taken && token != text)", "if (taken && token.empty())",
            "two tokens may have one id"),
-    Mutant("loaders/checkpoint_config.cpp", "!type_->asks_for_window)", "false)", "Mistral's window is not looked at"),
+    Mutant("loaders/checkpoint_config.cpp", "type_->window == Window::kAlways || ", "", "Mistral's window is not looked at"),
     Mutant("loaders/checkpoint_config.cpp", "type_->name != \"mistral\" && ", "", "Mistral gets biases"),
     Mutant("loaders/checkpoint.cpp", "(!config_.says_whether_tied &&", "(config_.says_whether_tied &&",
            "an output that is not spoken of is not looked for"),

@@ -106,6 +106,7 @@ nlohmann::ordered_json describe(const ModelSource& source, const std::string& ba
           {"ffn_dim", c.ffn_dim},
           {"vocab_size", c.vocab_size},
           {"context_length", c.context_length},
+          {"attention_window", c.attention_window},
           {"rope_base", c.rope_base},
           {"rope_pairs", c.rope_pairing == RopePairing::kInterleaved ? "interleaved" : "half-split"},
           {"tied_output", source.tied_output},
