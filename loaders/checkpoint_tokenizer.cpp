@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "engine/file.h"
 #include "engine/printable.h"
@@ -232,6 +233,11 @@ class VocabularyReader {
         return model.wrong(fmt::format("merges[{}]", i), merge, "two tokens whose union is a token");
       strings_->merges.push_back(std::move(text));
     }
+    // Of equal merges the last one counts, as in the library.
+    std::unordered_set<std::string, TextHash> later;
+    std::vector<std::string>& all = strings_->merges;
+    const auto repeated = [&](const std::string& merge) { return !later.insert(merge).second; };
+    all.erase(all.begin(), std::remove_if(all.rbegin(), all.rend(), repeated).base());
     return {};
   }
 
@@ -269,6 +275,14 @@ class VocabularyReader {
       return where.wrong(key, fmt::format("'{}'", printable(text)), "a token of tokenizer.json");
     out = at->second;
     return {};
+  }
+
+  // A token that the post-processor writes, by its text; `id` is what it says of it, if that is not -1.
+  Status find_around(const JsonObject& json, std::string_view text, int64_t id, TokenId& out) const {
+    KVFOLD_RETURN_IF_ERROR(find(json, "post_processor", text, out));
+    if (id == -1 || id == out) return {};
+    return json.wrong("post_processor", fmt::format("id {} for '{}'", id, printable(text)),
+                      fmt::format("{}, as in the vocabulary", out));
   }
 
   // Types as Llama's own vocabulary has them. Merges stay merges: converters rank them by score, but only the
@@ -315,9 +329,9 @@ class VocabularyReader {
         return config.wrong("add_eos_token", "true", "false, as there is no eos_token");
     }
     if (out_.add_bos && !pipeline.begin_token.empty())
-      KVFOLD_RETURN_IF_ERROR(find(*json, "post_processor", pipeline.begin_token, out_.bos));
+      KVFOLD_RETURN_IF_ERROR(find_around(*json, pipeline.begin_token, pipeline.begin_id, out_.bos));
     if (out_.add_eos && !pipeline.end_token.empty())
-      KVFOLD_RETURN_IF_ERROR(find(*json, "post_processor", pipeline.end_token, out_.eos));
+      KVFOLD_RETURN_IF_ERROR(find_around(*json, pipeline.end_token, pipeline.end_id, out_.eos));
     return {};
   }
 

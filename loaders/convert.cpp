@@ -43,10 +43,13 @@ Status convert_to_gguf(const ModelSource& source, const Quantization& quantizati
     } else {
       std::swap(rows.rows, rows.columns);  // elements are permuted as a matrix's rows are
     }
-    entry.bytes = [&source, &pool, &bytes, rows, type = entry.type, moved = permute && tensor.query_key] {
+    entry.bytes = [&source, &pool, &bytes, rows, name = tensor.name, type = entry.type,
+                   moved = permute && tensor.query_key]() -> Result<std::span<const std::byte>> {
       std::function<int64_t(int64_t)> row_at = [](int64_t row) { return row; };
       if (moved) row_at = [&](int64_t row) { return interleaved_row(row, source.config); };
-      bytes = requantize(rows, type, row_at, pool);
+      Result<std::vector<std::byte>> made = requantize(name, rows, type, row_at, pool);
+      if (!made.ok()) return made.status().with_prefix(source.path + ": ");
+      bytes = std::move(*made);
       if (source.release) source.release(rows);
       return std::span<const std::byte>(bytes);
     };

@@ -12,7 +12,8 @@ namespace kvfold {
 
 // Writes `source` to `path` with its matrices so quantised and its vectors in f32, one tensor in memory at a
 // time. Rows of q and k are permuted where the architecture's GGUF files pair RoPE otherwise than `source`.
-// Errors: the file cannot be written; where it quantises, infinity or NaN among the weights.
+// Errors: the file cannot be written; where it quantises, infinity or NaN among the weights, or weights
+// beyond what the type can hold.
 Status convert_to_gguf(const ModelSource& source, const Quantization& quantization, ThreadPool& pool,
                        const std::string& path);
 

@@ -221,7 +221,7 @@ Status save_gguf_model(const ModelSource& source, uint32_t file_type, std::span<
   KVFOLD_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
   KVFOLD_RETURN_IF_ERROR(file.write(header.finish(all, offsets)));
   for (const GgufEntry& entry : all) {
-    const std::span<const std::byte> bytes = entry.bytes();
+    KVFOLD_ASSIGN_OR_RETURN(const std::span<const std::byte> bytes, entry.bytes());
     KVFOLD_CHECK(bytes.size() == bytes_of(entry));
     KVFOLD_RETURN_IF_ERROR(file.write(bytes));
     KVFOLD_RETURN_IF_ERROR(file.write(std::string(aligned(bytes.size()) - bytes.size(), '\0')));

@@ -33,12 +33,12 @@ struct GgufEntry {
   WeightType type;
   // Called once, when the tensor's turn comes; the bytes are written before the next entry's are asked for.
   // REQUIRES: as many bytes as shape and type say.
-  std::function<std::span<const std::byte>()> bytes;
+  std::function<Result<std::span<const std::byte>>()> bytes;
 };
 
 // Writes configuration and vocabulary of `source`, and `tensors`, to `path`, whole or not at all.
 // `file_type`: llama.cpp's number for a file of these types (general.file_type).
-// Errors: the file cannot be written.
+// Errors: the file cannot be written; those of the entries.
 Status save_gguf_model(const ModelSource& source, uint32_t file_type, std::span<const GgufEntry> tensors,
                        const std::string& path);
 

@@ -91,7 +91,7 @@ Result<std::unique_ptr<Session>> open_session(const std::string& model, const Op
   if (!options.quantization.none) {
     KVFOLD_RETURN_IF_ERROR(check_finite(source));  // quantised, they would not show
     ThreadPool pool(options.cpu.threads > 0 ? options.cpu.threads : ThreadPool::available());
-    source = quantize_model(std::move(source), options.quantization, pool);
+    KVFOLD_ASSIGN_OR_RETURN(source, quantize_model(std::move(source), options.quantization, pool));
   }
   KVFOLD_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend,
                           make_backend(options.backend, {options.cpu, options.prefill, options.device}));

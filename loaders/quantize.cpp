@@ -8,6 +8,7 @@
 #include <map>
 
 #include "engine/printable.h"
+#include "kernels/formats/finite.h"
 #include "kernels/formats/formats.h"
 #include "loaders/fingerprint.h"
 
@@ -59,8 +60,8 @@ WeightType Quantization::type_of(const MatrixView& matrix, bool makes_logits) co
   return divides(wanted) ? wanted : WeightType::kF16;
 }
 
-std::vector<std::byte> requantize(const MatrixView& view, WeightType type,
-                                  const std::function<int64_t(int64_t)>& row_at, ThreadPool& pool) {
+Result<std::vector<std::byte>> requantize(const std::string& tensor, const MatrixView& view, WeightType type,
+                                          const std::function<int64_t(int64_t)>& row_at, ThreadPool& pool) {
   const FormatInfo& from = format_info(view.type);
   const FormatInfo& to = format_info(type);
   const int64_t size_from = row_bytes(view);
@@ -79,10 +80,17 @@ std::vector<std::byte> requantize(const MatrixView& view, WeightType type,
       }
     }
   });
+  const auto row_is_finite = [&](int64_t r) {
+    return is_finite(type, out.data() + r * size_to, static_cast<size_t>(view.columns));
+  };
+  for (int64_t r = 0; r < view.rows; ++r)
+    if (!row_is_finite(r))
+      return Status::error(fmt::format("tensor '{}': found weights beyond {} in row {}, expected none",
+                                       printable(tensor), to.name, row_at(r)));
   return out;
 }
 
-ModelSource quantize_model(ModelSource source, const Quantization& quantization, ThreadPool& pool) {
+Result<ModelSource> quantize_model(ModelSource source, const Quantization& quantization, ThreadPool& pool) {
   if (quantization.none) return source;
   struct Storage {
     std::shared_ptr<const void> before;
@@ -90,24 +98,27 @@ ModelSource quantize_model(ModelSource source, const Quantization& quantization,
   };
   auto storage = std::make_shared<Storage>();
   storage->before = source.storage;
-  const auto convert = [&](MatrixView& view, bool makes_logits) {
+  const auto convert = [&](MatrixView& view, bool makes_logits) -> Status {
     const WeightType type = quantization.type_of(view, makes_logits);
-    if (type == view.type) return;
-    std::vector<std::byte> bytes = requantize(
-        view, type, [](int64_t row) { return row; }, pool);
+    if (type == view.type) return {};
+    Result<std::vector<std::byte>> bytes = requantize(
+        source.name_of ? source.name_of(view) : "", view, type, [](int64_t row) { return row; }, pool);
+    if (!bytes.ok()) return bytes.status().with_prefix(source.path + ": ");
     if (source.release) source.release(view);
     view.type = type;
-    view.data = bytes.data();
-    storage->tensors.emplace(view.data, std::move(bytes));
+    view.data = bytes->data();
+    storage->tensors.emplace(view.data, std::move(*bytes));
+    return {};
   };
-  convert(source.embedding, source.tied_output);
+  KVFOLD_RETURN_IF_ERROR(convert(source.embedding, source.tied_output));
   if (source.tied_output) {
     source.output = source.embedding;
   } else {
-    convert(source.output, true);
+    KVFOLD_RETURN_IF_ERROR(convert(source.output, true));
   }
   for (LayerTensors& l : source.layers)
-    for (MatrixView* view : {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down}) convert(*view, false);
+    for (MatrixView* view : {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down})
+      KVFOLD_RETURN_IF_ERROR(convert(*view, false));
   source.discard = [storage](const MatrixView& view) { return storage->tensors.erase(view.data) != 0; };
   source.storage = std::move(storage);
   source.fingerprint = fingerprint(source);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/printable.h"
+#include "loaders/limits.h"
 
 namespace kvfold {
 namespace {
@@ -245,8 +246,23 @@ class PipelineReader {
       if (!out.empty())
         return json.wrong("single", *single, "one token before the text, and one behind it, at most");
       out = id;
+      KVFOLD_RETURN_IF_ERROR(read_template_id(json, id, text_seen ? out_.end_id : out_.begin_id));
     }
     if (!text_seen) return json.wrong("single", *single, "a Sequence among them");
+    return {};
+  }
+
+  // "special_tokens": {"<s>": {"ids": [1]}}.
+  static Status read_template_id(const JsonObject& json, std::string_view token, int64_t& out) {
+    if (!json.has("special_tokens")) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject all, json.object("special_tokens"));
+    if (!all.has(token)) return {};
+    KVFOLD_ASSIGN_OR_RETURN(const JsonObject special, all.object(token));
+    KVFOLD_ASSIGN_OR_RETURN(const Json* ids, special.array("ids"));
+    const bool one = ids->size() == 1 && (*ids)[0].is_number_unsigned();
+    if (!one || (*ids)[0].get<uint64_t>() >= static_cast<uint64_t>(kMostWidth))
+      return special.wrong("ids", *ids, "one token id");
+    out = (*ids)[0].get<int64_t>();
     return {};
   }
 

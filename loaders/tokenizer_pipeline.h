@@ -2,6 +2,7 @@
 // brought to the names and flags that engine/tokenizer knows.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "engine/status.h"
@@ -16,6 +17,7 @@ struct TokenizerPipeline {
   SpacePrefix space_prefix = SpacePrefix::kNone;
   bool one_space = false;              // see VocabularySource
   std::string begin_token, end_token;  // written around every text; empty: none
+  int64_t begin_id = -1, end_id = -1;  // what the file has them written as; -1: it does not say
   // A normaliser changes texts. Added tokens are matched before it, as those with "normalized": false are.
   bool normalizes = false;
 };

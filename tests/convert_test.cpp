@@ -212,11 +212,11 @@ TEST(Quantization, WhatHasTheTypeStays) {
   loaded->release = {};  // as of a source that is in no file
   ThreadPool pool(2);
   for (const char* type : {"none", "q8_0"}) {
-    const ModelSource same = quantize_model(*loaded, quantization(type), pool);
+    const ModelSource same = *quantize_model(*loaded, quantization(type), pool);
     EXPECT_EQ(same.layers[1].down.data, loaded->layers[1].down.data);
     EXPECT_EQ(same.fingerprint, loaded->fingerprint);
   }
-  const ModelSource other = quantize_model(*loaded, quantization("q4_0"), pool);
+  const ModelSource other = *quantize_model(*loaded, quantization("q4_0"), pool);
   EXPECT_EQ(other.layers[1].down.type, WeightType::kQ4_0);
   EXPECT_NE(other.fingerprint, loaded->fingerprint);
   EXPECT_TRUE(convert_to_gguf(*loaded, quantization("q4_0"), pool, folder.file("out.gguf")).ok());

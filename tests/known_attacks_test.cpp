@@ -372,6 +372,30 @@ TEST(KnownAttacks, InfinityAndNanInWeightsAreNamedByTensor) {
   }
 }
 
+// Finite weights whose scale no f16 holds: no file and no model comes of them.
+TEST(KnownAttacks, WeightsBeyondTheTypeTheyAreBroughtTo) {
+  const TemporaryFolder folder;
+  TinyModelOptions options;
+  options.type = WeightType::kF32;
+  GgufWriter writer = tiny_model(options);
+  GgufWriter::Tensor& broken = tensor(writer, "blk.1.ffn_up.weight");
+  broken.data.replace(broken.shape[0] * 4, 4, Bytes().put(1e30F).str());  // in row 1
+  const std::string path = folder.write("large.gguf", writer.build());
+  for (const char* type : {"q4_0", "q4_1", "q8_0", "q4_k"}) {
+    OpenOptions quantized;
+    quantized.quantization = *Quantization::parse(type);
+    const auto session = open_session(path, quantized);
+    ASSERT_FALSE(session.ok());
+    expect_named(session.status().message(), path + ": tensor 'blk.1.ffn_up.weight': found weights beyond q");
+    expect_named(session.status().message(), "in row 1, expected none");
+    ThreadPool pool(1);
+    const Status converted =
+        convert_to_gguf(*load_model_source(path), quantized.quantization, pool, folder.file("out.gguf"));
+    EXPECT_EQ(converted.message(), session.status().message());
+    EXPECT_FALSE(std::filesystem::exists(folder.file("out.gguf")));
+  }
+}
+
 // What a file calls itself must not reach a terminal as it is.
 TEST(KnownAttacks, ControlCharactersInNamesAreNotPrinted) {
   const std::string evil = "\x1B]0;owned\a\x1B[2J\r\n\xC2\x9B";

@@ -101,6 +101,14 @@ TEST(TokenizerFiles, MergesAsTextsOrPairs) {
   refused({5, "b"}, "an array of 2");
 }
 
+// tokenizers keeps the rank of the last.
+TEST(TokenizerFiles, OfEqualMergesTheLastCounts) {
+  Json json = file();
+  json["model"]["vocab"]["aa"] = 5;
+  json["model"]["merges"] = {"a b", "a a", "a b"};
+  EXPECT_EQ(Files(kJson).with(kJson, json).good().merges, (std::vector<std::string_view>{"a a", "a b"}));
+}
+
 TEST(TokenizerFiles, AddedTokensThatAreRefused) {
   const auto refused = [](const Json& token, const std::string& message) {
     Json json = file();
@@ -262,6 +270,22 @@ TEST(TokenizerFiles, TokensAroundTheText) {
       "tokenizer.json: key 'post_processor': found '<x>', expected a token of tokenizer.json";
   EXPECT_EQ(Files(kJson).with(kJson, around({"<x>", "A"})).refusal(), message);
   EXPECT_EQ(Files(kJson).with(kJson, around({"A", "<x>"})).refusal(), message);
+}
+
+// tokenizers writes these ids, whatever the vocabulary has.
+TEST(TokenizerFiles, IdsOfTokensAroundTheText) {
+  const auto with_ids = [](const Json& ids) {
+    Json json = around({"<s>", "A", "</s>"});
+    json["post_processor"]["special_tokens"] = {{"</s>", {{"id", "</s>"}, {"ids", ids}}}};
+    return json;
+  };
+  EXPECT_EQ(Files(kJson).with(kJson, with_ids(Json::array({1}))).good().eos, 1);
+  EXPECT_EQ(Files(kJson).with(kJson, with_ids(Json::array({2}))).refusal(),
+            "tokenizer.json: key 'post_processor': found id 2 for '</s>', expected 1, as in the vocabulary");
+  for (const Json& ids : {Json::array({1, 1}), Json::array(), Json::array({-1}), Json::array({~uint64_t{0}})})
+    EXPECT_EQ(Files(kJson).with(kJson, with_ids(ids)).refusal(),
+              "tokenizer.json: key 'post_processor.special_tokens.</s>.ids': found an array of " +
+                  std::to_string(ids.size()) + ", expected one token id");
 }
 
 TEST(TokenizerFiles, ChatTemplates) {
