@@ -75,7 +75,7 @@ def test_a_crossing_is_shown_with_its_controls(tmp_path):
     assert part["texts"]["projected"]["g"]["value"] == pytest.approx(0.6)
     html, panels = page.build(numbers, lines, "")
     assert "crossing" in panels and "<mark>Lyra</mark>" in html and "mismatched" in html and "The fuser" in html
-    assert "own caches: 1.15" in html and "less the latter: -0.45" in html
+    assert "own caches: 1.15" in html and "less the latter: -0.45" in html and "draws of documents" in html
     manifest = json.loads((tmp_path / "crossing" / "manifest.json").read_text())
     del manifest["results"]
     (tmp_path / "crossing" / "manifest.json").write_text(json.dumps(manifest))
