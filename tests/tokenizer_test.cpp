@@ -2,6 +2,7 @@
 // real models' vocabularies are in tokenizer_real_test.cpp.
 #include <gmock/gmock.h>
 
+#include "engine/tokenizer/pre_tokenizer.h"
 #include "tests/tokenizer_samples.h"
 
 namespace kvfold::testing {
@@ -23,6 +24,17 @@ INSTANTIATE_TEST_SUITE_P(PreTokenizers, Bpe, ::testing::Values("gpt-2", "smollm"
                          });
 
 // A vocabulary that cannot write a byte leaves it out.
+// Expected is what `tokenizers` makes of them (0.23, normalizers.NFC).
+TEST(Normalisation, EndsWithUnicode9) {
+  EXPECT_EQ(normalize_nfc("e\u0302\u0323"), "\u1EC7");
+  EXPECT_EQ(normalize_nfc("a\u0345\u0334"), "a\u0334\u0345");
+  // Marks of Unicode 11, 12 and 14, and a composite of Unicode 13.
+  for (const char* same : {"a\u0345\u07FD", "a\u07FD\u0334", "a\u07FD\u0301", "\u0EBA\u0EC8", "\u0EC8\u0EBA",
+                           "\u0C55\u0C3C", "\U00011935\U00011930", "\U00011938"})
+    EXPECT_EQ(normalize_nfc(same), same);
+  EXPECT_EQ(normalize_nfc("e\u0323\u07FDe\u0302"), "\u1EB9\u07FD\u00EA");
+}
+
 TEST(BpeTokens, ByteWithoutTokenIsLeftOut) {
   VocabularySource source;
   source.model = "gpt2";

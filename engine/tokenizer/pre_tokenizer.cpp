@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <memory>
@@ -109,6 +110,40 @@ class Pattern {
   pcre2_code* code_;
 };
 
+// What has been added to Unicode since version 9 of marks that are put in order, and of characters that
+// compose. The models' own tokenizers normalise by tables of that version: to them these are characters that
+// stay as and where they are.
+struct Range {
+  utf8proc_int32_t first, last;
+};
+constexpr Range kAdded[] = {
+    {0x7FD, 0x7FD},     {0x897, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},     {0xC3C, 0xC3C},
+    {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},   {0x1ABF, 0x1AFF},   {0x1DF6, 0x1DFA},
+    {0xA82C, 0xA82C},   {0x105C9, 0x105E4}, {0x10D24, 0x10D27}, {0x10D69, 0x10D6D}, {0x10EAB, 0x10EAC},
+    {0x10EFA, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B},
+    {0x11382, 0x113E2}, {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11943}, {0x119E0, 0x119E0},
+    {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D45}, {0x11D97, 0x11D97},
+    {0x11F41, 0x11F42}, {0x1611E, 0x1612F}, {0x16D63, 0x16D6A}, {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2EF}, {0x1E4EC, 0x1E4EF}, {0x1E5EE, 0x1E5EF}, {0x1E6E3, 0x1E6F5},
+};
+
+bool is_added(utf8proc_int32_t c) {
+  return std::ranges::any_of(kAdded, [&](Range range) { return c >= range.first && c <= range.last; });
+}
+
+// In normal form C by the tables of utf8proc.
+std::string normalize_run(std::string_view text) {
+  utf8proc_uint8_t* out = nullptr;
+  const utf8proc_ssize_t length = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+      &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  if (length == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
+  if (length < 0) return std::string(text);
+  std::string normal(reinterpret_cast<const char*>(out), static_cast<size_t>(length));
+  std::free(out);
+  return normal;
+}
+
 class RegexPreTokenizer : public PreTokenizer {
  public:
   explicit RegexPreTokenizer(const Definition& definition) : first_(definition.patterns[0]) {
@@ -144,15 +179,22 @@ std::string normalize_nfc(std::string_view text) {
   bool ascii = true;
   for (const char c : text) ascii &= static_cast<unsigned char>(c) < 0x80;
   if (ascii) return std::string(text);
-  utf8proc_uint8_t* out = nullptr;
-  const utf8proc_ssize_t length = utf8proc_map(
-      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-      &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  if (length == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
-  if (length < 0) return std::string(text);
-  std::string normal(reinterpret_cast<const char*>(out), static_cast<size_t>(length));
-  std::free(out);
-  return normal;
+  std::string out;
+  size_t begin = 0;  // of what is not yet in `out`
+  for (size_t at = 0; at < text.size();) {
+    utf8proc_int32_t c = 0;
+    const std::string_view rest = text.substr(at);
+    const auto size =
+        static_cast<size_t>(utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(rest.data()),
+                                             static_cast<utf8proc_ssize_t>(rest.size()), &c));
+    if (is_added(c)) {
+      out += normalize_run(text.substr(begin, at - begin));
+      out += rest.substr(0, size);
+      begin = at + size;
+    }
+    at += size;
+  }
+  return out += normalize_run(text.substr(begin));
 }
 
 }  // namespace kvfold

@@ -30,7 +30,8 @@ class PreTokenizer {
   PreTokenizerTraits traits_;
 };
 
-// `text` in Unicode normal form C. REQUIRES: text is valid UTF-8.
+// `text` in Unicode normal form C, as Hugging Face's tokenizers make it: by the tables of Unicode 9.
+// REQUIRES: text is valid UTF-8.
 std::string normalize_nfc(std::string_view text);
 
 }  // namespace kvfold
