@@ -179,6 +179,12 @@ class CheckpointReader {
     return view;
   }
 
+  static bool same_bytes(const MatrixView& a, const MatrixView& b) {
+    const FormatInfo& format = format_info(a.type);
+    const auto bytes = static_cast<size_t>(a.rows * a.columns * format.block_bytes);
+    return a.type == b.type && std::memcmp(a.data, b.data, bytes) == 0;
+  }
+
   static std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text;
     for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
@@ -189,12 +195,15 @@ class CheckpointReader {
     const ModelConfig& c = out_.config;
     KVFOLD_ASSIGN_OR_RETURN(out_.embedding, matrix("model.embed_tokens.weight", c.vocab_size, c.model_dim));
     KVFOLD_ASSIGN_OR_RETURN(out_.output_norm, vector("model.norm.weight", c.model_dim));
-    std::string ignored;
-    out_.tied_output = config_.tied_output ||
-                       (!config_.says_whether_tied && weights_.find("lm_head.weight", ignored) == nullptr);
     out_.output = out_.embedding;
-    if (!out_.tied_output) {
+    std::string ignored;
+    const bool there = weights_.find("lm_head.weight", ignored) != nullptr;
+    out_.tied_output = config_.says_whether_tied ? config_.tied_output : !there;
+    if (!out_.tied_output || there) {
       KVFOLD_ASSIGN_OR_RETURN(out_.output, matrix("lm_head.weight", c.vocab_size, c.model_dim));
+      // An output of its own counts, whatever the configuration says (transformers since release 5).
+      out_.tied_output = out_.tied_output && same_bytes(out_.output, out_.embedding);
+      if (out_.tied_output) out_.output = out_.embedding;
     }
     for (int i = 0; i < c.layers; ++i) KVFOLD_RETURN_IF_ERROR(read_layer(i));
     return {};

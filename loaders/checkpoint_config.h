@@ -19,7 +19,7 @@ struct CheckpointConfig {
   const Architecture* architecture = nullptr;
   bool qkv_bias = false;
   bool output_bias = false;         // of the attention's output projection
-  bool tied_output = false;         // lm_head is the embedding, whatever the files hold
+  bool tied_output = false;         // lm_head is the embedding, unless the files hold another
   bool says_whether_tied = false;   // otherwise the files decide: no lm_head.weight, tied
   TokenId bos = -1;                 // -1: none
   std::vector<TokenId> end_tokens;  // generation_config.json's, else config.json's

@@ -1,5 +1,7 @@
 #include "loaders/convert.h"
 
+#include <fmt/core.h>
+
 #include <functional>
 #include <vector>
 
@@ -47,8 +49,8 @@ Status convert_to_gguf(const ModelSource& source, const Quantization& quantizati
                    moved = permute && tensor.query_key]() -> Result<std::span<const std::byte>> {
       std::function<int64_t(int64_t)> row_at = [](int64_t row) { return row; };
       if (moved) row_at = [&](int64_t row) { return interleaved_row(row, source.config); };
-      Result<std::vector<std::byte>> made = requantize(name, rows, type, row_at, pool);
-      if (!made.ok()) return made.status().with_prefix(source.path + ": ");
+      Result<std::vector<std::byte>> made = requantize(rows, type, row_at, pool);
+      if (!made.ok()) return made.status().with_prefix(fmt::format("{}: tensor '{}': ", source.path, name));
       bytes = std::move(*made);
       if (source.release) source.release(rows);
       return std::span<const std::byte>(bytes);

@@ -60,7 +60,7 @@ WeightType Quantization::type_of(const MatrixView& matrix, bool makes_logits) co
   return divides(wanted) ? wanted : WeightType::kF16;
 }
 
-Result<std::vector<std::byte>> requantize(const std::string& tensor, const MatrixView& view, WeightType type,
+Result<std::vector<std::byte>> requantize(const MatrixView& view, WeightType type,
                                           const std::function<int64_t(int64_t)>& row_at, ThreadPool& pool) {
   const FormatInfo& from = format_info(view.type);
   const FormatInfo& to = format_info(type);
@@ -85,8 +85,8 @@ Result<std::vector<std::byte>> requantize(const std::string& tensor, const Matri
   };
   for (int64_t r = 0; r < view.rows; ++r)
     if (!row_is_finite(r))
-      return Status::error(fmt::format("tensor '{}': found weights beyond {} in row {}, expected none",
-                                       printable(tensor), to.name, row_at(r)));
+      return Status::error(
+          fmt::format("found weights beyond {} in row {}, expected none", to.name, row_at(r)));
   return out;
 }
 
@@ -102,8 +102,10 @@ Result<ModelSource> quantize_model(ModelSource source, const Quantization& quant
     const WeightType type = quantization.type_of(view, makes_logits);
     if (type == view.type) return {};
     Result<std::vector<std::byte>> bytes = requantize(
-        source.name_of ? source.name_of(view) : "", view, type, [](int64_t row) { return row; }, pool);
-    if (!bytes.ok()) return bytes.status().with_prefix(source.path + ": ");
+        view, type, [](int64_t row) { return row; }, pool);
+    if (!bytes.ok())
+      return bytes.status().with_prefix(fmt::format("{}: tensor '{}': ", source.path,
+                                                    printable(source.name_of ? source.name_of(view) : "")));
     if (source.release) source.release(view);
     view.type = type;
     view.data = bytes->data();

@@ -26,10 +26,10 @@ struct Quantization {
   WeightType type_of(const MatrixView& matrix, bool makes_logits) const;
 };
 
-// A tensor's `view` in another type, its rows in the order that `row_at` gives: row r of the result is row
+// `view` in another type, its rows in the order that `row_at` gives: row r of the result is row
 // row_at(r). The bytes do not depend on the number of threads. Errors: weights beyond what the type's scales,
 // which are f16, can hold.
-Result<std::vector<std::byte>> requantize(const std::string& tensor, const MatrixView& view, WeightType type,
+Result<std::vector<std::byte>> requantize(const MatrixView& view, WeightType type,
                                           const std::function<int64_t(int64_t)>& row_at, ThreadPool& pool);
 
 // The model with its matrices so quantised, held in memory until they are discarded; vectors stay where they

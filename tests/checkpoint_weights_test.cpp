@@ -189,6 +189,29 @@ TEST(CheckpointWeights, TiedByWhatThereIs) {
   }
 }
 
+// Where it says that they are one, an output of the files' own counts all the same, and a copy is none.
+TEST(CheckpointWeights, AnOutputBesideATiedOne) {
+  const Copy copy("llama-15-5-tied");
+  const Parts parts = parts_of(copy.read(kWeights));
+  const Json& embedding = parts.header["model.embed_tokens.weight"];
+  const auto begin = embedding["data_offsets"][0].get<size_t>();
+  const auto end = embedding["data_offsets"][1].get<size_t>();
+  for (const bool differs : {false, true}) {
+    Parts both = parts;
+    std::string output = parts.data.substr(begin, end - begin);
+    output.back() = static_cast<char>(output.back() ^ (differs ? 1 : 0));
+    both.header["lm_head.weight"] = {{"dtype", embedding["dtype"]},
+                                     {"shape", embedding["shape"]},
+                                     {"data_offsets", {both.data.size(), both.data.size() + output.size()}}};
+    both.data += output;
+    copy.write(kWeights, file_of(both));
+    const Result<ModelSource> source = load_checkpoint(copy.path());
+    ASSERT_TRUE(source.ok()) << source.status().message();
+    EXPECT_EQ(source->tied_output, !differs);
+    EXPECT_EQ(source->output.data == source->embedding.data, !differs);
+  }
+}
+
 TEST(CheckpointWeights, IndexNamesNoFile) {
   const Copy copy("llama-9-3-tied");
   const std::string whole = "model-00001-of-00004.safetensors";
