@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <new>
 #include <numeric>
 #include <set>
 
@@ -123,8 +124,10 @@ std::optional<double> zlib_ratio(const std::string& text) {
   uLongf size = compressBound(static_cast<uLong>(text.size()));
   std::vector<Bytef> out(size);
   constexpr int kLevel = 9;
-  KVFOLD_CHECK(compress2(out.data(), &size, reinterpret_cast<const Bytef*>(text.data()),
-                         static_cast<uLong>(text.size()), kLevel) == Z_OK);
+  const int result = compress2(out.data(), &size, reinterpret_cast<const Bytef*>(text.data()),
+                               static_cast<uLong>(text.size()), kLevel);
+  if (result == Z_MEM_ERROR) throw std::bad_alloc();
+  KVFOLD_CHECK(result == Z_OK);
   return static_cast<double>(size) / static_cast<double>(text.size());
 }
 
