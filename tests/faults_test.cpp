@@ -15,6 +15,8 @@
 
 #include "engine/kv/cache_file.h"
 #include "engine/kv/ops.h"
+#include "engine/tokenizer/pre_tokenizer.h"
+#include "experiments/harness/metrics.h"
 #include "loaders/convert.h"
 #include "loaders/gguf_model.h"
 #include "tests/tiny_model.h"
@@ -161,6 +163,30 @@ TEST_F(Faults, LoadingACheckpoint) {
   const auto load = [&]() -> Status { return open_session(path, one_thread_).status(); };
   expect_clean(
       load, [](const Status&) {}, std::array{Kind::kOpen, Kind::kMap}, true);
+}
+
+// What libraries of C say of memory that they lack is not taken for an answer.
+TEST_F(Faults, TextsInLibrariesOfC) {
+  const std::string text = "My name is \xC3\x89milie and I live in Seattle.";
+  const std::vector<std::string> markers = {"Seattle", "\xC3\xA9milie"};
+  const std::optional<double> ratio = zlib_ratio(text);
+  constexpr const char* kNormal = "Caf\xC3\xA9 au lait, s'il vous pla\xC3\xAEt";
+  std::vector<std::string> found;
+  std::optional<double> now;
+  std::string normal;
+  const auto measure = [&]() -> Status {
+    found = find_markers(text, markers);
+    now = zlib_ratio(text);
+    normal = normalize_nfc("Cafe\xCC\x81 au lait, s'il vous plai\xCC\x82t");
+    return {};
+  };
+  const auto check = [&](const Status& status) {
+    EXPECT_TRUE(!status.ok() || (found == markers && now == ratio && normal == kNormal));
+    found = {};
+    now.reset();
+    normal = {};
+  };
+  expect_clean(measure, check, {});
 }
 
 TEST_F(Faults, SavingACache) {

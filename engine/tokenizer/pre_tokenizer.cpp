@@ -139,9 +139,8 @@ std::string normalize_run(std::string_view text) {
       &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   if (length == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
   if (length < 0) return std::string(text);
-  std::string normal(reinterpret_cast<const char*>(out), static_cast<size_t>(length));
-  std::free(out);
-  return normal;
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(out, &std::free);
+  return {reinterpret_cast<const char*>(out), static_cast<size_t>(length)};
 }
 
 class RegexPreTokenizer : public PreTokenizer {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <numeric>
 #include <set>
@@ -22,6 +23,8 @@ std::vector<utf8proc_int32_t> fold(const std::string& text) {
   const auto options = static_cast<utf8proc_option_t>(UTF8PROC_CASEFOLD | UTF8PROC_COMPOSE | UTF8PROC_STABLE);
   const utf8proc_ssize_t length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
                                                static_cast<utf8proc_ssize_t>(text.size()), &mapped, options);
+  if (length == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
   std::vector<utf8proc_int32_t> out;
   for (utf8proc_ssize_t at = 0; at < length;) {
     utf8proc_int32_t c = 0;
@@ -30,7 +33,6 @@ std::vector<utf8proc_int32_t> fold(const std::string& text) {
     out.push_back(c);
     at += n;
   }
-  std::free(mapped);
   return out;
 }
 
