@@ -218,6 +218,11 @@ Status AtomicFile::commit() {
   return flushed ? Status{} : fail("flush the folder of");
 }
 
+bool file_exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::status(path, ignored).type() != std::filesystem::file_type::not_found;
+}
+
 Result<std::string> read_text_file(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return system_error(path, "open");

@@ -81,6 +81,9 @@ class AtomicFile {
   int known_ = -1;  // among the files that remove_temporary_files() knows; -1: not
 };
 
+// Whether something is there. What cannot be looked at is, so that opening it says why.
+bool file_exists(const std::string& path);
+
 // The whole of a text file. Errors name `path`.
 Result<std::string> read_text_file(const std::string& path);
 

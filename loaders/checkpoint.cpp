@@ -46,8 +46,7 @@ class Weights {
     Weights out;
     const std::string single = folder + "/model.safetensors";
     const std::string index = folder + "/model.safetensors.index.json";
-    std::error_code ignored;
-    if (std::filesystem::exists(single, ignored) || !std::filesystem::exists(index, ignored)) {
+    if (file_exists(single) || !file_exists(index)) {
       KVFOLD_ASSIGN_OR_RETURN(Shard shard, open_shard(single));
       out.where_ = single;
       for (const auto& [name, tensor] : shard.parsed.tensors) out.places_[name] = 0;

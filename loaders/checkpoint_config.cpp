@@ -3,9 +3,9 @@
 #include <fmt/core.h>
 
 #include <cmath>
-#include <filesystem>
 #include <numbers>
 
+#include "engine/file.h"
 #include "loaders/json.h"
 #include "loaders/limits.h"
 
@@ -246,8 +246,7 @@ Status read_tokens(const JsonObject& config, const std::string& folder, Checkpoi
   KVFOLD_RETURN_IF_ERROR(read_ids(config, "bos_token_id", out.model.vocab_size, bos));
   if (!bos.empty()) out.bos = bos[0];
   const std::string path = folder + "/generation_config.json";
-  std::error_code ignored;
-  if (std::filesystem::exists(path, ignored)) {
+  if (file_exists(path)) {
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject generation, JsonObject::open(path));
     KVFOLD_RETURN_IF_ERROR(read_ids(generation, "eos_token_id", out.model.vocab_size, out.end_tokens));
   }

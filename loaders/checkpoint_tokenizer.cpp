@@ -29,11 +29,6 @@ struct Strings {
   std::string chat_template;
 };
 
-bool exists(const std::string& path) {
-  std::error_code ignored;
-  return std::filesystem::exists(path, ignored);
-}
-
 class VocabularyReader {
  public:
   // `path`: tokenizer.json or tokenizer.model.
@@ -110,14 +105,14 @@ class VocabularyReader {
   Status read_added_beside() {
     const std::string added = folder_ + "/added_tokens.json";
     const size_t pieces = strings_->tokens.size();
-    if (exists(added)) {
+    if (file_exists(added)) {
       allow_ids(added, pieces);
       KVFOLD_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::open(added));
       for (const auto& [text, id] : json.value().items())
         KVFOLD_RETURN_IF_ERROR(place(json, text, text, id, TokenType::kControl));
     }
     const std::string path = folder_ + "/tokenizer_config.json";
-    if (!exists(path)) return {};
+    if (!file_exists(path)) return {};
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
     KVFOLD_ASSIGN_OR_RETURN(const bool legacy, config.flag("legacy", true));
     if (!legacy && out_.space_prefix == SpacePrefix::kSegment) out_.space_prefix = SpacePrefix::kText;
@@ -316,7 +311,7 @@ class VocabularyReader {
     out_.end_tokens = config_.end_tokens;
     if (!config_.end_tokens.empty()) out_.eos = config_.end_tokens[0];
     const std::string path = folder_ + "/tokenizer_config.json";
-    if (exists(path)) {
+    if (file_exists(path)) {
       KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
       KVFOLD_RETURN_IF_ERROR(read_named(config, "bos_token", out_.bos));
       KVFOLD_RETURN_IF_ERROR(read_named(config, "eos_token", out_.eos));
@@ -339,7 +334,7 @@ class VocabularyReader {
   // them by name.
   Status read_chat_template() {
     const std::string jinja = folder_ + "/chat_template.jinja";
-    if (exists(jinja)) {
+    if (file_exists(jinja)) {
       std::error_code ignored;
       if (std::filesystem::file_size(jinja, ignored) == 0) return {};
       KVFOLD_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedFile> file, MappedFile::open(jinja));
@@ -348,7 +343,7 @@ class VocabularyReader {
       return {};
     }
     const std::string path = folder_ + "/tokenizer_config.json";
-    if (!exists(path)) return {};
+    if (!file_exists(path)) return {};
     KVFOLD_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::open(path));
     if (!config.has("chat_template")) return {};
     const Json& value = config.value()["chat_template"];
@@ -380,7 +375,7 @@ Result<CheckpointVocabulary> read_checkpoint_vocabulary(const std::string& folde
                                                         const CheckpointConfig& config) {
   const std::string json = folder + "/tokenizer.json";
   const std::string model = folder + "/tokenizer.model";
-  return VocabularyReader(!exists(json) && exists(model) ? model : json, config).read();
+  return VocabularyReader(!file_exists(json) && file_exists(model) ? model : json, config).read();
 }
 
 Result<CheckpointVocabulary> read_tokenizer_file(const std::string& path) {

@@ -229,6 +229,11 @@ TEST(CheckpointConfig, EndTokens) {
   const auto refused = [&](const char* generation, const std::string& message) {
     EXPECT_EQ(read(config, generation).status().message(), "generation_config.json: " + message);
   };
+  const TemporaryFolder folder;
+  folder.write("config.json", config.dump());
+  std::filesystem::create_symlink("generation_config.json", folder.file("generation_config.json"));
+  EXPECT_FALSE(read_checkpoint_config(folder.file("")).ok())
+      << "a file that leads to itself is not passed over";
   refused("[]", "found an array of 0, expected an object");
   refused(R"({"eos_token_id": "a"})",
           "key 'eos_token_id': found the string 'a', expected token ids, 0 to 31");
