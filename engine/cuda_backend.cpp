@@ -129,6 +129,9 @@ class CudaBackend final : public Backend {
   const float* floats(const LinearInput& x, int columns);
   void integer_products(std::span<const cuda::Product> products, const LinearInput& x);
   void float_products(std::span<const cuda::Product> products, const LinearInput& x);
+  bool in_integers(const cuda::PackedView& weight) const {
+    return options_.cpu.precision == Precision::kInt8 && quantised(weight.type);
+  }
   bool use_cublas(const cuda::Product& product, const LinearInput& x);
   void cublas_product(const cuda::Product& product, const float* x, int rows);
 
@@ -429,7 +432,13 @@ bool CudaBackend::use_cublas(const cuda::Product& product, const LinearInput& x)
     }
     return milliseconds;
   };
-  const float tiles = time([&] { integer_products({&product, 1}, x); });
+  const float tiles = time([&] {
+    if (in_integers(product.weight)) {
+      integer_products({&product, 1}, x);
+    } else {
+      float_products({&product, 1}, x);
+    }
+  });
   const float blas = time([&] { cublas_product(product, floats(x, product.weight.columns), x.rows); });
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
@@ -445,8 +454,7 @@ void CudaBackend::linear(std::span<const Linear> products, const LinearInput& x)
   std::vector<cuda::Product> rest;
   for (const Linear& linear : products) {
     const cuda::PackedView& weight = view_of(*linear.weight);
-    const bool in_integers = options_.cpu.precision == Precision::kInt8 && quantised(weight.type);
-    (in_integers ? integers : rest).push_back({weight, linear.bias, linear.out, linear.accumulate});
+    (in_integers(weight) ? integers : rest).push_back({weight, linear.bias, linear.out, linear.accumulate});
   }
   if (use_cublas(integers.empty() ? rest[0] : integers[0], x)) {
     const float* from = floats(x, static_cast<int>(products[0].weight->columns()));

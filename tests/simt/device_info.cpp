@@ -37,6 +37,7 @@ bool planted_failure(Call call) {
 }
 
 void fail_call(Call call, int nth, bool forever) { device().failures[call] = {nth, forever}; }
+void slow_blas(double seconds) { device().blas_seconds = seconds; }
 void set_device_count(int count) { device().device_count = count; }
 void set_capability(int number, int capability) { device().capabilities[number] = capability; }
 void set_driver_version(int version) { device().driver_version = version; }

@@ -66,6 +66,7 @@ struct DeviceState {
   std::map<const std::byte*, size_t> host_allocations;  // pinned host memory
   DeviceUse use{};
   std::map<Call, PlantedFailure> failures;
+  double blas_seconds = 0;                                  // that a product takes more
   std::map<const void*, int> shared_limits;                 // kernel -> dynamic shared memory it may use
   CUstream_st default_stream{true, 0, {}, nullptr, false};  // every device's
   std::set<std::unique_ptr<CUstream_st>> streams;

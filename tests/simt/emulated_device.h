@@ -45,6 +45,9 @@ enum class Call {
 // which sticks.
 void fail_call(Call call, int nth, bool forever = false);
 
+// Each product of cuBLAS takes so much longer from now on.
+void slow_blas(double seconds);
+
 struct DeviceUse {
   size_t bytes;       // of device memory that are allocated now
   size_t peak_bytes;  // the most that were
