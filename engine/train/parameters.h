@@ -38,8 +38,9 @@ struct AdamW {
 // same bits for any number of threads.
 double clip_gradients(std::vector<Parameter>& parameters, double most, ThreadPool& pool);
 
-// One step (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), `step` counted from 1; gradients are
-// zero afterwards. `rate` multiplies each parameter's own.
+// One step (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2, with the decay too multiplied by the
+// parameter's rate, as PyTorch has it), `step` counted from 1; gradients are zero afterwards. `rate`
+// multiplies each parameter's own.
 void adamw_step(std::vector<Parameter>& parameters, const AdamW& options, int64_t step, double rate,
                 ThreadPool& pool);
 
