@@ -126,6 +126,7 @@ class Backend {
 
   // embed, linear, gated_linear, rms_norm, store_kv and attention of a pass stand between these.
   virtual void begin_pass(const Pass& /*pass*/) {}
+  virtual void begin_layer(int /*layer*/) {}  // whose operations follow
   virtual void end_pass() {}
 
   // out[i] = row ids[i] of the table, as f32.

@@ -3,8 +3,6 @@
 // addresses before.
 #include "engine/cuda_backend.h"
 
-#include <nvtx3/nvToolsExt.h>
-
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -15,6 +13,7 @@
 #include "engine/cuda_batch.h"
 #include "engine/cuda_device.h"
 #include "engine/cuda_pages.h"
+#include "engine/cuda_ranges.h"
 #include "engine/cuda_rope.h"
 #include "engine/gpu_memory.h"
 #include "engine/model_source.h"
@@ -42,15 +41,6 @@ const cuda::PackedView& view_of(const Weight& weight) {
   return static_cast<const CudaWeight&>(weight).view();
 }
 bool quantised(WeightType type) { return format_info(type).group != nullptr; }
-
-// A range that Nsight shows; nothing when no tool looks on.
-class Range {
- public:
-  explicit Range(const char* name) { nvtxRangePushA(name); }
-  ~Range() { nvtxRangePop(); }
-  Range(const Range&) = delete;
-  Range& operator=(const Range&) = delete;
-};
 
 class CudaBackend final : public Backend {
  public:
@@ -81,6 +71,9 @@ class CudaBackend final : public Backend {
   }
 
   void begin_pass(const Pass& pass) override;
+  void begin_layer(int layer) override {
+    if (working()) ranges_.begin_layer(layer);
+  }
   void end_pass() override;
   void embed(const Weight& table, std::span<const TokenId> ids, float* out) override;
   void rms_norm(const float* x, int rows, int columns, const float* weight, float epsilon,
@@ -143,6 +136,7 @@ class CudaBackend final : public Backend {
   DeviceArena arena_;             // of the size that the plan has
   size_t pool_bytes_ = SIZE_MAX;  // what the plan leaves for pages
   CudaBatch batch_;
+  PassRanges ranges_;
   CudaRope rope_;
   std::map<StepKey, Step> steps_;
   Mode mode_ = Mode::kDirect;
@@ -259,7 +253,7 @@ void CudaBackend::likeliest(const float* logits, int rows, int columns, int k, s
       scratch<uint64_t>(keys_, cuda::likeliest_scratch_keys(rows, columns, k), "the likeliest tokens");
   std::vector<uint64_t> keys(static_cast<size_t>(rows) * k);
   if (working()) {
-    const Range range("likeliest");
+    const NvtxRange range("likeliest");
     const uint64_t* found = cuda::likeliest(logits, rows, columns, k, memory, stream());
     note(cudaGetLastError(), "the likeliest tokens");
     note(
@@ -282,7 +276,9 @@ void CudaBackend::forget_graphs() {
 }
 
 void CudaBackend::begin_pass(const Pass& pass) {
-  nvtxRangePushA(pass.tokens.size() > cuda::kMostVecRows ? "prefill" : "decode");
+  const bool decode = std::all_of(pass.batch.begin(), pass.batch.end(),
+                                  [](const BatchSequence& sequence) { return sequence.count == 1; });
+  ranges_.begin(decode ? "decode" : "prefill");
   note(cudaStreamSynchronize(stream()), "a pass");
   if (!status_.ok()) return;
   const std::byte* before = reinterpret_cast<const std::byte*>(batch_.view().spans);
@@ -324,13 +320,14 @@ void CudaBackend::end_pass() {
     note(cudaGraphLaunch(step_->graph, stream()), "playing a step");
   mode_ = Mode::kDirect;
   note(cudaGetLastError(), "a pass");
-  nvtxRangePop();
+  ranges_.end();
 }
 
 // ---- operations ----
 
 void CudaBackend::embed(const Weight& table, std::span<const TokenId> ids, float* out) {
   if (!working()) return;
+  const NvtxRange range("embed");
   cuda::decode_rows(view_of(table), batch_.ids(), 0, static_cast<int>(ids.size()), out, stream());
 }
 
@@ -448,7 +445,7 @@ bool CudaBackend::use_cublas(const cuda::Product& product, const LinearInput& x)
 
 void CudaBackend::linear(std::span<const Linear> products, const LinearInput& x) {
   if (mode_ == Mode::kPlay || !status_.ok() || products.empty()) return;
-  const Range range("linear");
+  const NvtxRange range("linear");
   if (gated_.out != nullptr && gated_.out != x.x) finish_gated();
   std::vector<cuda::Product> integers;
   std::vector<cuda::Product> rest;
@@ -479,14 +476,14 @@ void CudaBackend::gated_linear(const Weight& gate, const Weight& up, const Linea
 void CudaBackend::store_kv(std::span<const BatchSequence> /*batch*/, int layer, const float* k,
                            const float* v) {
   if (!working()) return;
-  const Range range(fmt::format("store, layer {}", layer).c_str());
+  const NvtxRange range("store");
   cuda::store_kv(batch_.view(), batch_.shape(heads_), layer, batch_.tokens(), k, v, stream());
 }
 
 void CudaBackend::attention(std::span<const BatchSequence> /*batch*/, int layer, const AttentionShape& shape,
                             const RopeView& /*rope*/, const float* q, float* out) {
   if (!working()) return;
-  const Range range(fmt::format("attention, layer {}", layer).c_str());
+  const NvtxRange range("attention");
   const size_t one = cuda::attention_scratch_floats(1, blocks_, shape.heads, shape.head_dim);
   const int most = static_cast<int>(std::max<size_t>(1, kGpuAttentionBytes / sizeof(float) / one));
   const int slice = std::min({most, batch_.tokens(), cuda::kMostAttentionTokens});

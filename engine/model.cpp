@@ -117,6 +117,7 @@ void Model::forward(std::span<const TokenId> tokens, std::span<const BatchSequen
       {tokens, batch, rope_.view(), config().heads, this, a.x.get(), static_cast<bool>(probe)});
   backend_->embed(*embedding_, tokens, a.x.get());
   for (int i = 0; i < config().layers; ++i) {
+    backend_->begin_layer(i);
     attention_block(layers_[i], i, rows, batch, a, probe);
     ffn_block(layers_[i], rows, a);
   }

@@ -1,7 +1,7 @@
 // The CUDA kernels' launchers. All pointers are to device memory, all work is queued on `stream`, and errors
 // of a launch are left for cudaGetLastError(). The arithmetic, and the order of every sum, is that of
 // kernels/cpu/cpu.h: integer products and everything else here give its bits, for any number of rows.
-// matmul_cublas, which is not ours, does not.
+// Products of cuBLAS (engine/cublas.h), which is not ours, do not.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "tests/simt/device_state.h"
 #include "tests/simt/executor.h"
@@ -37,7 +38,21 @@ bool planted_failure(Call call) {
 }
 
 void fail_call(Call call, int nth, bool forever) { device().failures[call] = {nth, forever}; }
-void slow_blas(double seconds) { device().blas_seconds = seconds; }
+
+void push_range(const char* name) {
+  DeviceState& d = device();
+  d.open_ranges.push_back(d.open_ranges.empty() ? name : d.open_ranges.back() + "/" + name);
+  d.ranges.push_back(d.open_ranges.back());
+}
+void pop_range() {
+  if (device().open_ranges.empty()) return report("a range of NVTX ends that none began");
+  device().open_ranges.pop_back();
+}
+std::vector<std::string> take_ranges() { return std::exchange(device().ranges, {}); }
+
+void set_elapsed(std::vector<float> milliseconds) {
+  device().elapsed.assign(milliseconds.begin(), milliseconds.end());
+}
 void set_device_count(int count) { device().device_count = count; }
 void set_capability(int number, int capability) { device().capabilities[number] = capability; }
 void set_driver_version(int version) { device().driver_version = version; }

@@ -66,7 +66,8 @@ struct DeviceState {
   std::map<const std::byte*, size_t> host_allocations;  // pinned host memory
   DeviceUse use{};
   std::map<Call, PlantedFailure> failures;
-  double blas_seconds = 0;                                  // that a product takes more
+  std::vector<std::string> open_ranges, ranges;             // of NVTX, with those around them
+  std::deque<float> elapsed;                                // that tests want to be measured
   std::map<const void*, int> shared_limits;                 // kernel -> dynamic shared memory it may use
   CUstream_st default_stream{true, 0, {}, nullptr, false};  // every device's
   std::set<std::unique_ptr<CUstream_st>> streams;

@@ -45,8 +45,11 @@ enum class Call {
 // which sticks.
 void fail_call(Call call, int nth, bool forever = false);
 
-// Each product of cuBLAS takes so much longer from now on.
-void slow_blas(double seconds);
+// What cudaEventElapsedTime gives, in this order; after them what it measures.
+void set_elapsed(std::vector<float> milliseconds);
+
+// NVTX ranges begun since the last call, each with those around it: "prefill/layer 0/linear".
+std::vector<std::string> take_ranges();
 
 struct DeviceUse {
   size_t bytes;       // of device memory that are allocated now
