@@ -7,7 +7,8 @@ First table: for each kernel its registers, spilled bytes and shared memory (ptx
 cuda_occupancy.h) and instructions (cuobjdump -sass): global loads of 128 bits and of all widths, dp4a, local memory.
 Second table: for the models of phase 2, the bytes that each kernel of a decode step must read, and the time that
 takes at the bandwidth of each card. That is a limit, not a measurement.
---gate: exit 1 where a kernel spills, uses local memory, or a mat-vec has under 50% occupancy or no 128-bit loads.
+--gate: exit 1 where a kernel spills or uses local memory, a mat_vec has under 50% occupancy, or a mat_vec or mat_tile
+has fewer 128-bit loads than its format needs.
 """
 
 import argparse
@@ -29,6 +30,19 @@ MODELS = {
 }
 GROUP_BYTES = 18  # of 32 weights: Q4_0
 THREADS = {"combine_kernel": 64}  # of a block; 256 for all others
+
+# Global loads of 128 bits that a kernel has where all its integers come 16 bytes at a time, as in the code of CUDA 13:
+# of mat_vec for weights and for activations, of mat_tile for weights. A lane of mat_vec has 4 quads of groups in flight
+# (2 where their integers take more registers: Q6_K, Q8_0), 16 bytes each (Q8_0: 32), loaded before its loop and in it.
+# The loop that brings activations is unrolled to 2 and 1, without sums of them (Q8_0) to 4, 2 and 1. mat_tile loads
+# one group's weights, and two pieces of activations.
+WIDE_LOADS = {
+    "Q4_0": (8, 3, 1), "Q4_1": (8, 3, 1), "Q5_0": (8, 3, 1), "Q5_1": (8, 3, 1),
+    "Q4_K": (8, 3, 1), "Q5_K": (8, 3, 1), "Q6_K": (4, 3, 1), "Q8_0": (8, 7, 2),
+}
+TILE_ACTIVATIONS = 2
+VEC_ROWS = (1, 4, 8, 16)
+INSTRUCTIONS = {"wide": "loads of 128 bits"}
 
 
 def fail(message):
@@ -79,7 +93,7 @@ def add_occupancy(kernels, cuda, folder):
     program = folder / "occupancy"
     run(["g++", "-std=c++20", f"-I{cuda}/include", ROOT / "bench/occupancy.cpp", "-o", program])
     names = list(kernels)
-    lines = [f"{kernels[n]['registers']} {THREADS.get(short(n).split('<')[0], 256)} {kernels[n]['shared']}" for n in names]
+    lines = [f"{kernels[n]['registers']} {THREADS.get(n.split('<')[0], 256)} {kernels[n]['shared']}" for n in names]
     for name, percent in zip(names, run([program], input="\n".join(lines)).stdout.split(), strict=True):
         kernels[name]["occupancy"] = int(percent)
 
@@ -113,20 +127,37 @@ def add_instructions(kernels, cubins):
 
 def print_kernels(kernels):
     print(f"{'kernel':44}{'regs':>5}{'spill':>6}{'shared':>8}{'occ':>6}{'ld128':>7}{'ld':>5}{'dp4a':>6}{'local':>7}{'all':>7}")
-    for name, k in sorted(kernels.items(), key=lambda item: short(item[0])):
-        print(f"{short(name):44}{k['registers']:5}{k['spills']:6}{k['shared']:8}{k['occupancy']:5}%{k['wide']:7}{k['loads']:5}"
+    for name, k in sorted(kernels.items()):
+        print(f"{name:44}{k['registers']:5}{k['spills']:6}{k['shared']:8}{k['occupancy']:5}%{k['wide']:7}{k['loads']:5}"
               f"{k['dp4a']:6}{k['local']:7}{k['instructions']:7}")
     print("shared: static bytes; attention and norm take more at launch, by the model's dimensions\n")
+
+
+def needs():
+    """{kernel: {instruction: how many it has at least}} of all instances of mat_vec and mat_tile."""
+    found = {}
+    for name, (weights, activations, tile) in WIDE_LOADS.items():
+        for rows in VEC_ROWS:
+            found[f"mat_vec_kernel<{name}, {rows}>"] = {"wide": weights + activations}
+        found[f"mat_tile_kernel<{name}>"] = {"wide": tile + TILE_ACTIVATIONS}
+    return found
 
 
 def faults(kernels):
     for name, k in kernels.items():
         if k["spills"] or k["stack"] or k["local"]:
-            yield f"{short(name)}: {k['spills']} bytes spilled, {k['stack']} of stack, {k['local']} local accesses; expected 0"
-        if "mat_vec" in name and k["occupancy"] < 50:
-            yield f"{short(name)}: occupancy {k['occupancy']}%, expected at least 50%"
-        if "mat_vec" in name and k["wide"] == 0:
-            yield f"{short(name)}: no 128-bit loads"
+            yield f"{name}: {k['spills']} bytes spilled, {k['stack']} of stack, {k['local']} local accesses; expected 0"
+        if name.startswith("mat_vec") and k["occupancy"] < 50:
+            yield f"{name}: occupancy {k['occupancy']}%, expected at least 50%"
+        if name.startswith(("mat_vec", "mat_tile")) and name not in needs():
+            yield f"{name}: not among the kernels whose instructions are known, those of {', '.join(WIDE_LOADS)}"
+    for name, least in needs().items():
+        if name not in kernels:
+            yield f"{name}: not compiled"
+            continue
+        for instruction, count in least.items():
+            if kernels[name][instruction] < count:
+                yield f"{name}: {kernels[name][instruction]} {INSTRUCTIONS[instruction]}, expected at least {count}"
 
 
 def token_bytes(model, depth):
@@ -184,8 +215,9 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kernels, cubins = compile_kernels(nvcc, folder)
-        add_occupancy(kernels, Path(nvcc).resolve().parent.parent, folder)
         add_instructions(kernels, cubins)
+        kernels = {short(symbol): kernel for symbol, kernel in kernels.items()}
+        add_occupancy(kernels, Path(nvcc).resolve().parent.parent, folder)
     found = list(faults(kernels))
     if not options.gate:
         print_kernels(kernels)
@@ -196,7 +228,8 @@ def main():
     if not kernels:
         fail("ptxas named no kernels")
     if options.gate and not found:
-        print(f"profile: {len(kernels)} kernels, no spills, no local memory, mat-vec occupancy at least 50%, 128-bit loads")
+        print(f"profile: {len(kernels)} kernels, no spills, no local memory, mat_vec occupancy at least 50%, "
+              "all integers loaded 128 bits at a time")
     return 1 if found else 0
 
 
