@@ -46,8 +46,8 @@ Interval mean_interval(std::span<const double> values, uint64_t seed) {
 // Wilson's score interval of a share of n, 95% (Wilson 1927): it has a width where all or none are counted
 // too.
 Interval share_interval(double share, size_t n) {
-  constexpr double z = 1.959963984540054;
-  const double square = z * z / static_cast<double>(n);
+  constexpr double kQuantile = 1.959963984540054;  // of the standard normal at 97.5%
+  const double square = kQuantile * kQuantile / static_cast<double>(n);
   const double centre = share + square / 2;
   const double half = std::sqrt(square * (share * (1 - share) + square / 4));
   return {std::max(0.0, (centre - half) / (1 + square)), std::min(1.0, (centre + half) / (1 + square))};
