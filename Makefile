@@ -1,7 +1,7 @@
 # A thin front for CMake, the weights and the checks. Every target works as the first command on a fresh Debian 12
 # or Ubuntu 22.04: what is missing is installed (.ci/install), fetched (weights/fetch.py) and built before it runs.
 #
-#   MODEL=name   a model of weights/models.json, or an alias
+#   MODEL=name   a model of weights/models.json, or an alias, or the path of one
 #   ARGS='...'   passed on to the program that a target runs
 #   JOBS=n       parallel compilations and tests
 #   TARGET=name  of `fuzz`: gguf, safetensors, cache, tokenizer, prompts, json, lines; SECONDS=n, MINUTES=n: how long
@@ -143,10 +143,16 @@ report: .venv-report/ready page-script ## verdicts, statistics and report.html o
 rate: .venv-report/ready ## rate the coherence of the answers of RUN=folder, blinded (ARGS='--rater NAME')
 	@.venv-report/bin/python experiments/python/rate.py $(if $(RUN),$(RUN),runs) $(ARGS)
 
-bench: release ## run the micro-benchmarks (ARGS, such as --benchmark_filter=matmul, go to each)
+bench: ## run the micro-benchmarks (ARGS go to each), or, where MODEL=... is given, `kvfold bench` on it
+ifneq ($(filter command environment,$(origin MODEL)),)
+bench: release weights
+	@build/release/experiments/kvfold bench $(MODEL) $(ARGS)
+else
+bench: release
 	@found=; for program in build/release/bench/*_bench; do \
 	  [ -x "$$program" ] || continue; found=1; "$$program" $(ARGS) || exit 1; done; \
 	  [ -n "$$found" ] || echo 'bench: no benchmarks in bench/'
+endif
 
 profile: install ## the CUDA kernels as compiled for a GTX 1660, and the least time of a token there (ARGS=--gate: check alone)
 	@[ -x .venv-profile/bin/python ] || $(PYTHON) -m venv .venv-profile

@@ -241,6 +241,20 @@ TEST_F(Driver, KilledRunGoesOnToTheSameRecords) {
   EXPECT_EQ(all_records("cut"), all_records("whole"));
 }
 
+TEST_F(Driver, AModelWithoutATemplateIsRefusedBeforeThereIsARun) {
+  GgufWriter writer = tiny_model();
+  writer.remove("tokenizer.chat_template");
+  folder_.write("bare.gguf", writer.build());
+  for (const char* program : {"run_2a", "run_components --framings chat"}) {
+    const Ran ran = run(std::string(program) + " --model bare.gguf --runs none");
+    EXPECT_EQ(ran.status, 2);
+    EXPECT_NE(ran.err.find("bare.gguf: framing chat: the model has no chat template"), std::string::npos)
+        << ran.err;
+    EXPECT_NE(ran.err.find("--framings raw,qa"), std::string::npos) << ran.err;
+    EXPECT_FALSE(std::filesystem::exists(folder_.file("none")));
+  }
+}
+
 TEST_F(Driver, RunInUseIsLeftAlone) {
   folder_.write("set.jsonl", small_set(KVFOLD_SOURCE_DIR "/experiments/prompts/2a.jsonl", 2));
   const std::string command = "run_2a --model tiny.gguf -n 2 --framings raw --prompts set.jsonl --runs held";

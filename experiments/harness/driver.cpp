@@ -214,6 +214,7 @@ Status run(const Experiment& experiment, const DriverOptions& options) {
       const PromptSet prompts,
       load_prompt_set(options.prompts.empty() ? prompt_set_path(experiment.phase) : options.prompts));
   KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, open_session(options));
+  KVFOLD_RETURN_IF_ERROR(check_framings(framings, options, *session));
   return Run(experiment, options, *session, prompts, framings).run();
 }
 

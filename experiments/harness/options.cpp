@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "engine/printable.h"
+#include "engine/tokenizer/chat.h"
 #include "engine/tokenizer/utf8.h"
 #include "experiments/backend_options.h"
 #include "experiments/last_words.h"
@@ -118,6 +119,18 @@ Result<std::vector<Framing>> parse_framings(const std::string& list) {
   }
   if (out.empty()) return Status::error("framings: expected at least one of raw, qa, chat, system");
   return out;
+}
+
+Status check_framings(std::span<const Framing> framings, const DriverOptions& options,
+                      const Session& session) {
+  for (const Framing framing : framings) {
+    if (framing == Framing::kRaw || framing == Framing::kQa) continue;
+    const Status status = ChatTemplate::from(session.tokenizer().source()).status();
+    if (!status.ok())
+      return Status::error(fmt::format("{}: framing {}: {}; --framings raw,qa needs none", options.model,
+                                       framing_name(framing), status.message()));
+  }
+  return {};
 }
 
 std::string prompt_set_path(const std::string& name) {

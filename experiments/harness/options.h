@@ -45,6 +45,9 @@ Result<std::unique_ptr<Session>> open_session(const DriverOptions& options);
 // An error where somebody wrote into the model's file since: nothing that was computed meanwhile is recorded.
 Status weights_unchanged(const Session& session);
 Result<std::vector<Framing>> parse_framings(const std::string& list);
+// Errors: one of them needs a chat template, and the model has none that is known.
+Status check_framings(std::span<const Framing> framings, const DriverOptions& options,
+                      const Session& session);
 
 // A prompt set that comes with the project: experiments/prompts/<name>.jsonl.
 std::string prompt_set_path(const std::string& name);

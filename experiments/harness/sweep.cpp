@@ -142,6 +142,7 @@ int run_sweep(int argc, char** argv, const Sweep& sweep) {
   return run_program(argc, argv, app, options, [&]() -> Status {
     KVFOLD_ASSIGN_OR_RETURN(const std::vector<Framing> framings, parse_framings(options.framings));
     KVFOLD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, open_session(options));
+    KVFOLD_RETURN_IF_ERROR(check_framings(framings, options, *session));
     return SweepRun(sweep, options, *session, framings).run();
   });
 }
