@@ -8,7 +8,7 @@ cuda_occupancy.h) and instructions (cuobjdump -sass): global loads of 128 bits a
 Second table: for the models of phase 2, the bytes that each kernel of a decode step must read, and the time that
 takes at the bandwidth of each card. That is a limit, not a measurement.
 --gate: exit 1 where a kernel spills or uses local memory, a mat_vec has under 50% occupancy, or a mat_vec or mat_tile
-has fewer 128-bit loads than its format needs.
+has fewer 128-bit loads or dp4a than its format needs.
 """
 
 import argparse
@@ -42,7 +42,16 @@ WIDE_LOADS = {
 }
 TILE_ACTIVATIONS = 2
 VEC_ROWS = (1, 4, 8, 16)
-INSTRUCTIONS = {"wide": "loads of 128 bits"}
+
+# dp4a there: of mat_vec for each row and for sums of activations, of mat_tile for such sums. A lane makes 8 for a group
+# and row, of each quad in flight; sums, which formats with an offset or a min need, take 4 in each copy of the loop.
+# mat_tile makes 4 x 4 outputs of 8 each, and 8 for sums (formats with a min alone, as its weights have no offset).
+PRODUCTS = {
+    "Q4_0": (32, 12, 0), "Q4_1": (32, 12, 8), "Q5_0": (32, 12, 0), "Q5_1": (32, 12, 8),
+    "Q4_K": (32, 12, 8), "Q5_K": (32, 12, 8), "Q6_K": (16, 12, 0), "Q8_0": (16, 0, 0),
+}
+TILE_PRODUCTS = 128
+INSTRUCTIONS = {"wide": "loads of 128 bits", "dp4a": "dp4a"}
 
 
 def fail(message):
@@ -137,9 +146,10 @@ def needs():
     """{kernel: {instruction: how many it has at least}} of all instances of mat_vec and mat_tile."""
     found = {}
     for name, (weights, activations, tile) in WIDE_LOADS.items():
+        row, sums, tile_sums = PRODUCTS[name]
         for rows in VEC_ROWS:
-            found[f"mat_vec_kernel<{name}, {rows}>"] = {"wide": weights + activations}
-        found[f"mat_tile_kernel<{name}>"] = {"wide": tile + TILE_ACTIVATIONS}
+            found[f"mat_vec_kernel<{name}, {rows}>"] = {"wide": weights + activations, "dp4a": row * rows + sums}
+        found[f"mat_tile_kernel<{name}>"] = {"wide": tile + TILE_ACTIVATIONS, "dp4a": TILE_PRODUCTS + tile_sums}
     return found
 
 
@@ -229,7 +239,7 @@ def main():
         fail("ptxas named no kernels")
     if options.gate and not found:
         print(f"profile: {len(kernels)} kernels, no spills, no local memory, mat_vec occupancy at least 50%, "
-              "all integers loaded 128 bits at a time")
+              "all integers loaded 128 bits at a time and multiplied by dp4a")
     return 1 if found else 0
 
 
