@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <functional>
 #include <vector>
 
@@ -58,6 +59,31 @@ Status convert_to_gguf(const ModelSource& source, const Quantization& quantizati
     entries.push_back(std::move(entry));
   }
   return save_gguf_model(source, quantization.file_type(source.layers.at(0).wq.type), entries, path);
+}
+
+std::vector<std::string> gguf_remarks(const ModelSource& source) {
+  std::vector<std::string> out;
+  const VocabularySource& v = source.vocabulary;
+  if (std::count_if(v.end_tokens.begin(), v.end_tokens.end(), [&](TokenId id) { return id != v.eos; }) > 2)
+    out.emplace_back("GGUF names three tokens that end a generation: the others of them end none");
+  if (v.model == "llama" && v.space_prefix == SpacePrefix::kText)
+    out.emplace_back(
+        "GGUF has a space before the text and behind every special token, the model before the text alone");
+  if (v.model == "llama" && v.one_space)
+    out.emplace_back("GGUF has a space before every text, the model not where one is there");
+  if (v.model == "llama" && v.symbols_in_text)
+    out.emplace_back(
+        "GGUF takes user-defined tokens out of a text first, the model finds them behind the space before "
+        "it");
+  const ModelConfig& c = source.config;
+  const bool llama = c.architecture == "llama";
+  if (!llama && !c.rope_factors.empty())
+    out.push_back(fmt::format("llama.cpp reads no scaled RoPE in {} models", c.architecture));
+  if (c.architecture == "qwen2" && c.heads * c.head_dim != c.model_dim)
+    out.emplace_back("llama.cpp reads qwen2 models alone whose heads are as wide together as the model");
+  if (c.architecture == "qwen3" && source.layers.at(0).bq.data != nullptr)
+    out.emplace_back("llama.cpp reads no qwen3 models with biases");
+  return out;
 }
 
 }  // namespace kvfold

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "engine/model_source.h"
 #include "engine/status.h"
@@ -16,5 +17,9 @@ namespace kvfold {
 // beyond what the type can hold.
 Status convert_to_gguf(const ModelSource& source, const Quantization& quantization, ThreadPool& pool,
                        const std::string& path);
+
+// What a GGUF file of `source` does not say as `source` does, and why llama.cpp does not read it, a line
+// each.
+std::vector<std::string> gguf_remarks(const ModelSource& source);
 
 }  // namespace kvfold

@@ -130,6 +130,35 @@ TEST(Conversion, KeepsTheWindow) {
 }
 
 // A GGUF file goes through unchanged, and comes out the same when it is converted again.
+TEST(Conversion, SaysWhatIsLost) {
+  ModelSource source;
+  source.config.architecture = "llama";
+  source.layers.resize(1);
+  VocabularySource& v = source.vocabulary;
+  v.model = "llama";
+  v.eos = 2;
+  v.end_tokens = {2, 3, 4};
+  EXPECT_TRUE(gguf_remarks(source).empty());
+  v.end_tokens.push_back(5);
+  EXPECT_EQ(gguf_remarks(source).size(), 1U);
+  v.space_prefix = SpacePrefix::kText;
+  v.one_space = true;
+  v.symbols_in_text = true;
+  EXPECT_EQ(gguf_remarks(source).size(), 4U);
+  source.vocabulary = {};
+  source.config.rope_factors = {1, 2};
+  source.config.heads = 2;
+  source.config.head_dim = 4;
+  source.config.model_dim = 16;
+  EXPECT_TRUE(gguf_remarks(source).empty());
+  source.config.architecture = "qwen2";
+  EXPECT_EQ(gguf_remarks(source).size(), 2U);
+  source.config.architecture = "qwen3";
+  const std::byte bias{};
+  source.layers[0].bq.data = &bias;
+  EXPECT_EQ(gguf_remarks(source).size(), 2U);
+}
+
 TEST(Conversion, GgufToGguf) {
   const TemporaryFolder folder;
   const std::string tiny = folder.write("tiny.gguf", tiny_model().build());

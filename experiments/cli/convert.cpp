@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "experiments/cli/common.h"
+#include "experiments/say.h"
 #include "loaders/convert.h"
 #include "loaders/model_loader.h"
 #include "loaders/random_model.h"
@@ -24,6 +25,7 @@ Status convert(const ConvertOptions& options) {
   ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::available());
   KVFOLD_RETURN_IF_ERROR(convert_to_gguf(source, quantization, pool, options.out));
   fmt::print("{}: {} bytes\n", options.out, std::filesystem::file_size(options.out));
+  for (const std::string& remark : gguf_remarks(source)) say(fmt::format("{}: {}", options.out, remark));
   return {};
 }
 
