@@ -3,8 +3,8 @@
 
     bench/profile_cuda.py [--gate] [--model NAME]
 
-First table: for each kernel its registers, spilled bytes and shared memory (ptxas -v), occupancy (the toolkit's
-cuda_occupancy.h) and instructions (cuobjdump -sass): global loads of 128 bits and of all widths, dp4a, local memory.
+First table: for each kernel its registers, spilled bytes and shared memory (ptxas -v, and what a launch adds), occupancy
+(the toolkit's cuda_occupancy.h) and instructions (cuobjdump -sass): global loads of 128 bits and of all widths, dp4a, local memory.
 Second table: for the models of phase 2, the bytes that each kernel of a decode step must read, and the time that
 takes at the bandwidth of each card. That is a limit, not a measurement.
 --gate: exit 1 where a kernel spills or uses local memory, a mat_vec has under 50% occupancy, or a mat_vec or mat_tile
@@ -29,6 +29,9 @@ MODELS = {
     "SmolLM 360M": (32, 960, 15, 5, 64, 2560, 49152),
 }
 GROUP_BYTES = 18  # of 32 weights: Q4_0
+HEAD_DIM = max(model[4] for model in MODELS.values())  # 64 for each of them
+WIDEST = max(model[1] for model in MODELS.values())
+PAGES = ("f16", "f32", "q8")  # CacheType
 THREADS = {"combine_kernel": 64}  # of a block; 256 for all others
 
 # Global loads of 128 bits that a kernel has where all its integers come 16 bytes at a time, as in the code of CUDA 13:
@@ -70,7 +73,7 @@ def short(mangled):
     """mat_vec_kernel<Q4_0, 1> from the symbol."""
     name = run(["c++filt", mangled]).stdout.strip()
     name = re.sub(r"kvfold::|cuda::|\(anonymous namespace\)::|^void ", "", name)
-    for number, page in enumerate(("f16", "f32", "q8")):
+    for number, page in enumerate(PAGES):
         name = name.replace(f"(CacheType){number}", page)
     return name.split("(")[0]
 
@@ -98,13 +101,19 @@ def compile_kernels(nvcc, folder):
     return kernels, cubins
 
 
+def launch(name):
+    """How the models launch a kernel, in the words of occupancy.cpp."""
+    if attention := re.fullmatch(r"attention_kernel<(\w+), (\d+)>", name):
+        return f"attention {PAGES.index(attention[1])} {attention[2]} {HEAD_DIM}"
+    return f"norm 0 0 {WIDEST}" if name == "norm_kernel" else "plain 0 0 0"
+
+
 def add_occupancy(kernels, cuda, folder):
     program = folder / "occupancy"
-    run(["g++", "-std=c++20", f"-I{cuda}/include", ROOT / "bench/occupancy.cpp", "-o", program])
-    names = list(kernels)
-    lines = [f"{kernels[n]['registers']} {THREADS.get(n.split('<')[0], 256)} {kernels[n]['shared']}" for n in names]
-    for name, percent in zip(names, run([program], input="\n".join(lines)).stdout.split(), strict=True):
-        kernels[name]["occupancy"] = int(percent)
+    run(["g++", "-std=c++20", f"-I{cuda}/include", f"-I{ROOT}", ROOT / "bench/occupancy.cpp", "-o", program])
+    lines = [f"{k['registers']} {THREADS.get(name.split('<')[0], 256)} {k['shared']} {launch(name)}" for name, k in kernels.items()]
+    for kernel, line in zip(kernels.values(), run([program], input="\n".join(lines)).stdout.splitlines(), strict=True):
+        kernel["dynamic"], kernel["occupancy"] = map(int, line.split())
 
 
 def find_tool(name):
@@ -135,11 +144,13 @@ def add_instructions(kernels, cubins):
 
 
 def print_kernels(kernels):
-    print(f"{'kernel':44}{'regs':>5}{'spill':>6}{'shared':>8}{'occ':>6}{'ld128':>7}{'ld':>5}{'dp4a':>6}{'local':>7}{'all':>7}")
+    print(f"{'kernel':44}{'regs':>5}{'spill':>6}{'shared':>8}{'dynamic':>9}{'occ':>6}{'ld128':>7}{'ld':>5}{'dp4a':>6}{'local':>7}{'all':>7}")
     for name, k in sorted(kernels.items()):
-        print(f"{name:44}{k['registers']:5}{k['spills']:6}{k['shared']:8}{k['occupancy']:5}%{k['wide']:7}{k['loads']:5}"
+        print(f"{name:44}{k['registers']:5}{k['spills']:6}{k['shared']:8}{k['dynamic']:9}{k['occupancy']:5}%{k['wide']:7}{k['loads']:5}"
               f"{k['dp4a']:6}{k['local']:7}{k['instructions']:7}")
-    print("shared: static bytes; attention and norm take more at launch, by the model's dimensions\n")
+    groups = ", ".join(f"{heads // kv} for {model}" for model, (_, _, heads, kv, *_) in MODELS.items())
+    print(f"shared: a kernel's own bytes; dynamic: what a launch adds, of attention for heads of {HEAD_DIM}, of norm for {WIDEST} columns.")
+    print(f"Attention takes as many query heads together as share a KV head: {groups}.\n")
 
 
 def needs():

@@ -21,11 +21,7 @@ namespace {
 
 constexpr int kThreads = kAttentionBlock;
 constexpr int kWarps = kThreads / 32;
-constexpr int kStage = 32;  // value rows in shared memory together
-
-__host__ __device__ constexpr int element_bytes(CacheType type) {
-  return type == CacheType::kF16 ? 2 : type == CacheType::kF32 ? 4 : 1;
-}
+constexpr int kStage = kValueStage;
 
 // The last span that begins at or before `at`, by slot or by row. REQUIRES: the first one does.
 template <class Key>
@@ -426,25 +422,19 @@ __global__ void combine_kernel(const AttentionArgs a, float* out) {
   }
 }
 
-// The attention kernel's own shared memory, and what its launch adds.
+// The attention kernel's own shared memory; its launch adds attention_shared().
 constexpr size_t fixed_shared(int heads) {
   return static_cast<size_t>(heads) * (kAttentionBlock + 16) * sizeof(float) + sizeof(RowTable);
-}
-size_t dynamic_shared(CacheType type, int heads, int head_dim) {
-  const size_t turned = static_cast<size_t>(kWarps) * heads * head_dim * sizeof(float);
-  const size_t stage = static_cast<size_t>(kStage) * (static_cast<size_t>(head_dim) * element_bytes(type) +
-                                                      (head_dim + 31) / 32 * sizeof(float));
-  return turned > stage ? turned : stage;
 }
 // Whether a block can take that many heads.
 bool fits(CacheType type, int heads, int head_dim, size_t shared_bytes) {
   return heads * head_dim <= kMostSums * kThreads &&
-         fixed_shared(heads) + dynamic_shared(type, heads, head_dim) <= shared_bytes;
+         fixed_shared(heads) + attention_shared(type, heads, head_dim) <= shared_bytes;
 }
 
 template <CacheType type, int kHeads>
 void launch_heads(const AttentionArgs& a, int first_head, int tokens, cudaStream_t stream) {
-  const size_t shared = dynamic_shared(type, kHeads, a.shape.pages.head_dim);
+  const size_t shared = attention_shared(type, kHeads, a.shape.pages.head_dim);
   const dim3 grid(a.blocks, a.shape.kv_heads, tokens);
   allow_shared(attention_kernel<type, kHeads>, fixed_shared(kHeads), shared);
   KVFOLD_LAUNCH((attention_kernel<type, kHeads>), grid, kThreads, shared, stream, a, first_head);

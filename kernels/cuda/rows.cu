@@ -94,7 +94,7 @@ constexpr size_t kNormFixed = 16 * sizeof(float);  // the kernel's own shared me
 void launch_norm(const float* x, const float* norm, float epsilon, int rows, int columns, float* floats,
                  const QuantizedRows& out, cudaStream_t stream) {
   if (rows == 0) return;
-  const size_t shared = columns * sizeof(float);
+  const size_t shared = norm_shared(columns);
   allow_shared(norm_kernel, kNormFixed, shared);
   KVFOLD_LAUNCH(norm_kernel, rows, kThreads, shared, stream, x, norm, epsilon, columns, floats, out);
 }
