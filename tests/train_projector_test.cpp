@@ -323,7 +323,8 @@ TEST_P(Training, EndsWhereItHasDiverged) {
   texts[0].source = rows.data();
   const Result<double> step = trained.step(texts);
   ASSERT_FALSE(step.ok());
-  EXPECT_EQ(step.status().message().substr(0, 48), "training has diverged: behind step 0 the loss is ");
+  EXPECT_TRUE(step.status().message().starts_with("training has diverged: behind step 0 the loss is "))
+      << step.status().message();
   EXPECT_EQ(trained.checkpoint(folder, "after"), before);
 }
 
