@@ -154,9 +154,12 @@ bench: release
 	  [ -n "$$found" ] || echo 'bench: no benchmarks in bench/'
 endif
 
-profile: install ## the CUDA kernels as compiled for a GTX 1660, and the least time of a token there (ARGS=--gate: check alone)
+# The gate looks at sources alone; the rest is of MODEL's file too.
+PROFILED = $(if $(findstring --gate,$(ARGS)),,build/release/build.ninja weights)
+profile: install $(PROFILED) ## the CUDA kernels as compiled for a GTX 1660, and the least time of a token there (ARGS=--gate: check alone)
 	@[ -x .venv-profile/bin/python ] || $(PYTHON) -m venv .venv-profile
 	@.venv-profile/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements-profile.txt
+	@$(if $(PROFILED),cmake --build build/release -j $(JOBS) --target kvfold >&2)
 	@.venv-profile/bin/python bench/profile_cuda.py --model $(MODEL) $(ARGS)
 
 bench-peer: release weights-all ## kvfold against llama.cpp, in turn, as a table (builds the peer once: minutes)

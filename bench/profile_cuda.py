@@ -5,13 +5,15 @@
 
 First table: for each kernel its registers, spilled bytes and shared memory (ptxas -v, and what a launch adds), occupancy
 (the toolkit's cuda_occupancy.h) and instructions (cuobjdump -sass): global loads of 128 bits and of all widths, dp4a, local memory.
-Second table: for the models of phase 2, the bytes that each kernel of a decode step must read, and the time that
-takes at the bandwidth of each card. That is a limit, not a measurement.
+Second table: for the models of phase 2 as Q4_0, and for --model as its file is, the bytes that each kernel of a decode step
+must read, and the time that takes at the bandwidth of each card. That is a limit, not a measurement; where there is a GPU
+the file's stands beside what is measured.
 --gate: exit 1 where a kernel spills or uses local memory, a mat_vec has under 50% occupancy, or a mat_vec or mat_tile
 has fewer 128-bit loads or dp4a than its format needs.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -31,6 +33,8 @@ MODELS = {
 GROUP_BYTES = 18  # of 32 weights: Q4_0
 HEAD_DIM = max(model[4] for model in MODELS.values())  # 64 for each of them
 WIDEST = max(model[1] for model in MODELS.values())
+PACKED = {"q4_k": 18.5 / 18, "q5_k": 22.5 / 22}  # on the GPU, whose planes hold a byte where the file has 6 bits
+KVFOLD = ROOT / "build/release/experiments/kvfold"
 PAGES = ("f16", "f32", "q8")  # CacheType
 THREADS = {"combine_kernel": 64}  # of a block; 256 for all others
 
@@ -191,36 +195,66 @@ def token_bytes(model, depth):
         "mat_vec gate, up": layers * product(2 * ffn, dim),
         "mat_vec down": layers * product(dim, ffn),
         "mat_vec output": product(vocabulary, dim),
+    } | state_bytes(MODELS[model], depth)
+
+
+def state_bytes(shape, depth):
+    """Of all but weights."""
+    layers, dim, heads, kv, head, ffn, vocabulary = shape
+    return {
         "likeliest (the next token)": 4 * vocabulary,
         "attention": layers * kv * head * 2 * 2 * (depth + 1),
         "norm, quantise, swiglu": layers * 4 * (4 * dim + heads * head + 2 * ffn),
     }
 
 
+def file_bytes(info, depth):
+    """As token_bytes, of a model's file as `kvfold info --json` has it."""
+    shape = [info[key] for key in ("layers", "model_dim", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab_size")]
+    weights = {f"weights {name}": round(count * PACKED.get(name, 1)) for name, count in info["weight_bytes_per_token"].items()}
+    return weights | state_bytes(shape, depth)
+
+
+def print_token(title, parts):
+    token = sum(parts.values())
+    print(f"\n{title:36}{'MB':>10}" + "".join(f"{card + ' us':>15}" for card in CARDS))
+    for name, count in (parts | {"token": token}).items():
+        print(f"  {name:34}{count / 1e6:10.2f}" + "".join(f"{count / gb / 1e3:15.1f}" for gb in CARDS.values()))
+    print(f"  {'tokens/s at most':44}" + "".join(f"{1e9 * gb / token:15.0f}" for gb in CARDS.values()))
+
+
 def print_tokens():
     print("Least time of a decode step: bytes over bandwidth, Q4_0 weights and f16 pages. A limit, not a measurement.")
     for model in MODELS:
         for depth in (0, 2048):
-            parts = token_bytes(model, depth)
-            parts["token"] = sum(parts.values())
-            print(f"\n{model}, depth {depth:<6}{'MB':>21}" + "".join(f"{card + ' us':>15}" for card in CARDS))
-            for name, count in parts.items():
-                print(f"  {name:34}{count / 1e6:10.2f}" + "".join(f"{count / gb / 1e3:15.1f}" for gb in CARDS.values()))
-            rates = "".join(f"{1e9 * gb / parts['token']:15.0f}" for gb in CARDS.values())
-            print(f"  {'tokens/s at most':44}{rates}")
+            print_token(f"{model}, depth {depth}", token_bytes(model, depth))
 
 
-def print_measured(model):
-    kvfold = "build/release/experiments/kvfold"
-    command = f"{kvfold} generate {model} --backend cuda --prompt 'Once upon a time' -n 128 --json"
+def measured(info, generated):
+    """Tokens a second beside their limit, at the depth that the tokens have on average."""
+    depth = len(generated["prompt_ids"]) + len(generated["ids"]) // 2
+    token = sum(file_bytes(info, depth).values())
+    rate = generated["decode_tokens_per_second"]
+    limits = ", ".join(f"{1e9 * gb / token:.0f} on a {card}" for card, gb in CARDS.items())
+    return f"{rate:.1f} tokens/s at depth {depth}, {token / 1e6:.2f} MB each: {rate * token / 1e9:.1f} GB/s. At most: {limits}"
+
+
+def print_model(model):
+    """The limit of a model's own file, and what a GPU makes of it where there is one."""
+    if not KVFOLD.exists():
+        fail(f"no {KVFOLD.relative_to(ROOT)}: make profile builds it")
+    info = json.loads(run([KVFOLD, "info", model, "--backend", "cpu", "--json"], cwd=ROOT).stdout)
+    print(f"\n{model} as its file is:")
+    for depth in (0, 2048):
+        print_token(f"depth {depth}", file_bytes(info, depth))
+    command = f"{KVFOLD.relative_to(ROOT)} generate {model} --backend cuda --prompt 'Once upon a time' -n 128 --json"
     print("\nOn a machine with a GPU:")
     print(f"  ncu --set full --launch-skip 600 --launch-count 40 {command}")
     print(f"  nsys profile --trace=cuda,nvtx {command}")
     if not shutil.which("nvidia-smi") or subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode:
         print("No GPU here: nothing was measured.")
         return
-    print("Measured, to hold against the limit above:")
-    print(run(["bash", "-c", command], cwd=ROOT).stdout)
+    print("Measured: " + measured(info, json.loads(run(["bash", "-c", command], cwd=ROOT).stdout)))
 
 
 def main():
@@ -231,7 +265,9 @@ def main():
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not Path(nvcc).exists():
         print("profile: no nvcc on this machine: kernels are not looked at")
-        print_tokens()
+        if not options.gate:
+            print_tokens()
+            print_model(options.model)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -243,7 +279,7 @@ def main():
     if not options.gate:
         print_kernels(kernels)
         print_tokens()
-        print_measured(options.model)
+        print_model(options.model)
     for line in found:
         print(f"profile: {line}", file=sys.stderr)
     if not kernels:

@@ -217,6 +217,23 @@ TEST_F(Cli, InfoPlansMemoryForEveryTensor) {
   EXPECT_EQ(weights(more, "cuda"), weights(plan, "cuda") + int64_t{2} * 2 * 512);
 }
 
+TEST_F(Cli, InfoCountsWhatATokenReads) {
+  const auto read = [](const auto& info) {
+    int64_t bytes = 0;
+    for (const auto& type : info.at("weight_bytes_per_token")) bytes += type.template get<int64_t>();
+    return bytes;
+  };
+  TinyModelOptions options;
+  for (const bool tied : {true, false}) {
+    options.tied = tied;
+    folder_.write("model.gguf", tiny_model(options).build());
+    const ModelSource source = *load_model_source(folder_.file("model.gguf"));
+    const int64_t embeddings = source.config.vocab_size * int64_t{source.config.model_dim} / 32 * 18;  // Q4_0
+    const auto info = json("info model.gguf");
+    EXPECT_EQ(read(info) + (tied ? 0 : embeddings), info.at("weight_bytes"));
+  }
+}
+
 // The numbers are those by which a load takes memory (tests/cuda/cuda_memory_test.cpp).
 TEST_F(Cli, InfoShowsTheGpusPlan) {
   const ModelSource source = *load_model_source(folder_.file("tiny.gguf"));

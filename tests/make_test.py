@@ -50,6 +50,14 @@ class Make(unittest.TestCase):
         self.assertNotIn("kvfold bench", commands("bench"))
         self.assertIn("kvfold bench a.gguf", commands("bench", "MODEL=a.gguf"))
 
+    def test_a_profile_has_the_program_and_the_weights_that_it_looks_at(self):
+        said = commands("profile", f"MODEL={QWEN}")
+        self.assertIn("--target kvfold", said)
+        self.assertIn(f"weights/fetch.py {QWEN}", said)
+        gate = commands("profile", "ARGS=--gate")
+        self.assertNotIn("--target kvfold", gate)
+        self.assertNotIn("weights/fetch.py", gate)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -41,6 +41,19 @@ std::map<std::string, TypeTotal> count_types(const std::vector<GgufTensorName>& 
   return totals;
 }
 
+// A table of embeddings that is no output too: a token takes one row of it.
+bool looked_up_only(const GgufTensorName& tensor, const ModelSource& source) {
+  return tensor.name == "token_embd.weight" && !source.tied_output;
+}
+
+// Bytes of weights, by type, that a step of one token reads whole.
+nlohmann::ordered_json read_for_a_token(const ModelSource& source, std::vector<GgufTensorName> tensors) {
+  std::erase_if(tensors, [&](const GgufTensorName& tensor) { return looked_up_only(tensor, source); });
+  nlohmann::ordered_json bytes = nlohmann::ordered_json::object();
+  for (const auto& [name, total] : count_types(tensors)) bytes[name] = total.bytes;
+  return bytes;
+}
+
 // What a session with one full cache needs, in bytes. On the CPU the weights are the file's own pages, and
 // `repacked` what the kernels of this machine make of them for integer products (nothing with --exact). On
 // CUDA all of it is device memory, the weights packed, in chunks as a driver gives it out (`total`; with
@@ -53,8 +66,7 @@ nlohmann::ordered_json memory_plan(const ModelSource& source, const std::vector<
   int64_t repacked = 0;
   for (const GgufTensorName& tensor : tensors) {
     weights += bytes_of(tensor.view);
-    const bool looked_up_only = tensor.name == "token_embd.weight" && !source.tied_output;
-    if (kernels.pack != nullptr && tensor.matrix && !looked_up_only &&
+    if (kernels.pack != nullptr && tensor.matrix && !looked_up_only(tensor, source) &&
         format_info(tensor.view.type).group != nullptr)
       repacked += static_cast<int64_t>(kernels.packed_bytes(tensor.view));
   }
@@ -115,6 +127,7 @@ nlohmann::ordered_json describe(const ModelSource& source, const std::string& ba
           {"chat_template", chat.ok() ? std::string(chat->name()) : ""},
           {"weights", types},
           {"weight_bytes", bytes},
+          {"weight_bytes_per_token", read_for_a_token(source, tensors)},
           {"kv_bytes_per_row", {{"f16", 2 * row_elements}, {"f32", 4 * row_elements}}},
           {"backend", backend},
           {"memory_plan", memory_plan(source, tensors)}};
