@@ -163,7 +163,7 @@ const Outcome& TrialOutcome::of(Condition condition) const {
 
 nlohmann::ordered_json to_json(const TrialOutcome& trial, const Outcome& o) {
   const bool plan = trial.trial->trial->set == "plan";
-  Json line;
+  Json line = Json::object();  // of null the library makes one that it cannot take apart where memory ends
   add_identity(line, trial, o);
   add_output(line, trial, o);
   add_scores(line, trial, o);
