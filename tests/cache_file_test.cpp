@@ -23,6 +23,7 @@
 #include "engine/random.h"
 #include "engine/safetensors.h"
 #include "tests/far_memory.h"
+#include "tests/must.h"
 #include "tests/temporary.h"
 
 namespace {
@@ -48,13 +49,6 @@ constexpr CacheType kTypes[] = {CacheType::kF16, CacheType::kF32, CacheType::kQ8
 
 CacheModelInfo tiny_info() {
   return {"0123456789abcdef", "llama", "tiny", 10000, RopePairing::kHalfSplit, 48};
-}
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
 }
 
 std::shared_ptr<PagePool> make_pool(CacheType type, size_t pages = 1000) {

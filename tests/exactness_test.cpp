@@ -9,6 +9,7 @@
 #include "engine/kv/ops.h"
 #include "engine/random.h"
 #include "kernels/cpu/cpu.h"
+#include "tests/must.h"
 #include "tests/tiny_model.h"
 
 namespace kvfold::testing {
@@ -53,13 +54,6 @@ void expect_same_cache(const KvCache& a, const KvCache& b) {
         tb.load(part, slot, y.data());
         ASSERT_EQ(x, y) << "lane " << lane << " slot " << slot;
       }
-}
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
 }
 
 KvSlice all_of(const KvCache& cache) {

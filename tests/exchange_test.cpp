@@ -10,6 +10,7 @@
 
 #include "engine/kv/ops.h"
 #include "engine/random.h"
+#include "tests/must.h"
 #include "tests/signed_file.h"
 #include "tests/temporary.h"
 
@@ -17,13 +18,6 @@ namespace kvfold::testing {
 namespace {
 
 constexpr CacheShape kShape = {2, 2, 6};  // of the 6 dimensions 4 are turned
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 CacheModelInfo info(RopePairing pairing = RopePairing::kHalfSplit) {
   return {"0123456789abcdef", "llama", "tiny", 100, pairing, 4};

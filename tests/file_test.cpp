@@ -13,19 +13,13 @@
 #include <optional>
 #include <utility>
 
+#include "tests/must.h"
 #include "tests/temporary.h"
 
 namespace kvfold::testing {
 namespace {
 
 using Mapped = std::shared_ptr<const MappedFile>;
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 std::string text_of(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};

@@ -1,5 +1,4 @@
-// What single operations promise beyond the dense model: their errors, their costs, and what noise is made
-// of.
+// What single operations promise beyond the dense model: their errors and their costs.
 #include "engine/kv/ops.h"
 
 #include <gtest/gtest.h>
@@ -12,52 +11,10 @@
 #include "engine/kv/lane_matrix.h"
 #include "engine/random.h"
 #include "tests/far_memory.h"
+#include "tests/random_cache.h"
 
 namespace kvfold::testing {
 namespace {
-
-constexpr CacheShape kShape{3, 2, 64};
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
-
-template <class T>
-std::string error_of(const Result<T>& result) {
-  return result.ok() ? "no error" : result.status().message();
-}
-
-std::shared_ptr<PagePool> make_pool(CacheType type = CacheType::kF32, size_t bytes = size_t{64} << 20) {
-  return must(PagePool::create(type, kShape.head_dim, bytes));
-}
-
-// Gaussian vectors whose mean and norm differ from lane to lane.
-KvCache random_cache(const std::shared_ptr<PagePool>& pool, int rows, uint64_t seed) {
-  KvCache cache(pool, kShape);
-  std::vector<TokenId> tokens(static_cast<size_t>(rows));
-  std::iota(tokens.begin(), tokens.end(), 100);
-  EXPECT_TRUE(cache.grow(tokens).ok());
-  Random random(seed);
-  std::vector<float> row(kShape.head_dim);
-  for (const Part part : {Part::kKey, Part::kValue})
-    for (int lane = 0; lane < kShape.lanes(); ++lane)
-      for (int slot = 0; slot < rows; ++slot) {
-        for (float& x : row) x = static_cast<float>(0.3 * lane + (1 + 0.1 * slot) * random.gaussian());
-        const auto place = cache.row_place(part, lane, slot);
-        kv_store_row(pool->type(), part, kShape.head_dim, pool->write(place.page), place.row, row.data());
-      }
-  return cache;
-}
-
-Selection select(const KvCache& cache, std::string_view text) {
-  return must(Selection::parse(text, cache.shape(), cache.size()));
-}
-KvSlice slice_of(const KvCache& cache, std::string_view text = "") {
-  return must(extract(cache, select(cache, text)));
-}
 
 // ---- selections ----
 
@@ -586,116 +543,6 @@ TEST(MatchNorm, ByRowTakesTheNormOfTheRowAtTheSameSlot) {
     }
     EXPECT_EQ(load_lane(made.lanes(), Part::kKey, lane).data, load_lane(zero.lanes(), Part::kKey, lane).data);
   }
-}
-
-// ---- noise ----
-
-TEST(NoiseKinds, HaveNames) {
-  EXPECT_EQ(must(parse_noise_kind("unit")), NoiseKind::kUnit);
-  EXPECT_EQ(must(parse_noise_kind("mean")), NoiseKind::kMean);
-  EXPECT_EQ(error_of(parse_noise_kind("loud")),
-            "noise 'loud': expected unit, matched, channel, permuted, zero or mean");
-}
-
-double mean_of(const LaneMatrix& m) {
-  return std::accumulate(m.data.begin(), m.data.end(), 0.0) / static_cast<double>(m.data.size());
-}
-
-class NoiseOf : public ::testing::Test {
- protected:
-  // Visits each lane's natural and made-up vectors.
-  void for_lanes(NoiseKind kind,
-                 const std::function<void(const LaneMatrix& natural, const LaneMatrix& made)>& visit) {
-    const KvSlice natural = slice_of(cache_);
-    const KvSlice made = must(noise(natural, kind, 5));
-    EXPECT_EQ(made.rows->positions, natural.rows->positions);
-    EXPECT_EQ(made.rows->tokens, natural.rows->tokens);
-    for (const Part part : {Part::kKey, Part::kValue})
-      for (int lane = 0; lane < kShape.lanes(); ++lane)
-        visit(load_lane(natural.lanes, part, lane), load_lane(made.lanes, part, lane));
-  }
-  std::shared_ptr<PagePool> pool_ = make_pool();
-  KvCache cache_ = random_cache(pool_, 90, 3);
-};
-
-TEST_F(NoiseOf, UnitIsStandardNormal) {
-  for_lanes(NoiseKind::kUnit, [](const LaneMatrix&, const LaneMatrix& made) {
-    double squares = 0;
-    for (const float x : made.data) squares += static_cast<double>(x) * x;
-    // 5,760 values: standard errors 0.013 and 0.019.
-    EXPECT_NEAR(mean_of(made), 0, 0.06);
-    EXPECT_NEAR(squares / static_cast<double>(made.data.size()), 1, 0.09);
-  });
-}
-
-TEST_F(NoiseOf, MatchedKeepsEachRowsNorm) {
-  for_lanes(NoiseKind::kMatched, [](const LaneMatrix& natural, const LaneMatrix& made) {
-    for (int r = 0; r < natural.rows; ++r) {
-      EXPECT_NEAR(norm(made.row(r), made.columns), norm(natural.row(r), natural.columns), 1e-4);
-      double dot = 0;
-      for (int c = 0; c < made.columns; ++c) dot += made.row(r)[c] * natural.row(r)[c];
-      EXPECT_LT(dot, 0.9 * norm(natural.row(r), made.columns) * norm(made.row(r), made.columns));
-    }
-  });
-}
-
-TEST_F(NoiseOf, ChannelKeepsMeanAndVarianceOfChannels) {
-  for_lanes(NoiseKind::kChannel, [](const LaneMatrix& natural, const LaneMatrix& made) {
-    double natural_variance = 0;
-    double made_variance = 0;
-    for (const float x : natural.data) natural_variance += std::pow(x - mean_of(natural), 2);
-    for (const float x : made.data) made_variance += std::pow(x - mean_of(made), 2);
-    EXPECT_NEAR(mean_of(made), mean_of(natural), 0.4);      // observed: up to 0.16
-    EXPECT_NEAR(made_variance / natural_variance, 1, 0.2);  // observed: up to 0.07
-  });
-}
-
-TEST_F(NoiseOf, PermutedHasTheSameRowsInOneOrder) {
-  std::vector<int> first_order;
-  for_lanes(NoiseKind::kPermuted, [&](const LaneMatrix& natural, const LaneMatrix& made) {
-    std::vector<int> order;
-    for (int r = 0; r < made.rows; ++r)
-      for (int s = 0; s < natural.rows; ++s)
-        if (std::equal(made.row(r), made.row(r) + made.columns, natural.row(s))) order.push_back(s);
-    if (first_order.empty()) first_order = order;
-    EXPECT_EQ(order, first_order);
-    EXPECT_FALSE(std::is_sorted(order.begin(), order.end()));
-    std::sort(order.begin(), order.end());
-    for (int r = 0; r < natural.rows; ++r) ASSERT_EQ(order[r], r);
-  });
-}
-
-TEST_F(NoiseOf, ZeroAndMean) {
-  for_lanes(NoiseKind::kZero, [](const LaneMatrix&, const LaneMatrix& made) {
-    for (const float x : made.data) ASSERT_EQ(x, 0);
-  });
-  for_lanes(NoiseKind::kMean, [](const LaneMatrix& natural, const LaneMatrix& made) {
-    for (int c = 0; c < natural.columns; ++c) {
-      double mean = 0;
-      for (int r = 0; r < natural.rows; ++r) mean += natural.row(r)[c] / static_cast<double>(natural.rows);
-      for (int r = 0; r < made.rows; ++r) ASSERT_NEAR(made.row(r)[c], mean, 1e-5);
-    }
-  });
-}
-
-TEST_F(NoiseOf, SeedsDecide) {
-  const KvSlice natural = slice_of(cache_);
-  const auto made = [&](uint64_t seed) {
-    return load_lane(must(noise(natural, NoiseKind::kMatched, seed)).lanes, Part::kKey, 1).data;
-  };
-  EXPECT_EQ(made(1), made(1));
-  EXPECT_NE(made(1), made(2));
-}
-
-TEST_F(NoiseOf, TheOtherHalfIsFilled) {
-  const KvSlice keys = slice_of(cache_, "parts=k rows=3-40");
-  const KvSlice both = slice_of(cache_, "rows=3-40");
-  const KvSlice filled = must(fill_missing(keys, both, NoiseKind::kZero, 1));
-  const KvCache cache = must(to_cache(filled));
-  EXPECT_EQ(load_lane(cache.lanes(), Part::kKey, 2).data, load_lane(both.lanes, Part::kKey, 2).data);
-  for (const float x : load_lane(cache.lanes(), Part::kValue, 2).data) ASSERT_EQ(x, 0);
-  const KvSlice natural = must(fill_missing(keys, both, std::nullopt, 1));
-  EXPECT_EQ(load_lane(natural.lanes, Part::kValue, 2).data, load_lane(both.lanes, Part::kValue, 2).data);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "engine/random.h"
 #include "tests/dense_cache.h"
 #include "tests/far_memory.h"
+#include "tests/must.h"
 
 namespace kvfold::testing {
 namespace {
@@ -18,13 +19,6 @@ namespace {
 constexpr CacheShape kShape{3, 2, 4};
 constexpr int kMostRows = 150;
 constexpr int kCaches = 4;
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 struct Pair {
   KvCache paged;

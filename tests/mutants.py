@@ -57,7 +57,7 @@ TESTS = [
     ("engine/kv/projector", ["projector_test"]),
     ("engine/kv/ridge_projector", ["projector_test"]),
     ("engine/kv/alignment", ["projector_test"]),
-    ("engine/kv/", ["kv_ops_test", "kv_property_test", "load_test"]),
+    ("engine/kv/", ["kv_ops_test", "kv_property_test", "kv_noise_test", "load_test"]),
     ("kernels/formats/", ["formats_test", "kernels_test", "known_attacks_test"]),
     ("kernels/cpu/", ["kernels_test"]),
     ("kernels/cuda/attention", ["cuda/cuda_attention_test", "cuda/cuda_attention_test_shadow"]),

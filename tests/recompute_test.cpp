@@ -3,17 +3,11 @@
 
 #include "engine/kv/ops.h"
 #include "engine/random.h"
+#include "tests/must.h"
 #include "tests/tiny_model.h"
 
 namespace kvfold::testing {
 namespace {
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 std::vector<TokenId> random_tokens(int count, uint64_t seed) {
   Random random(seed);

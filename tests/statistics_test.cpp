@@ -7,19 +7,13 @@
 
 #include "engine/kv/ops.h"
 #include "engine/random.h"
+#include "tests/must.h"
 
 namespace kvfold::testing {
 namespace {
 
 constexpr int kDim = 16;
 constexpr CacheShape kShape{1, 1, kDim};
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 // A cache of one lane whose K rows are given and whose V rows are zero.
 class Statistics : public ::testing::Test {

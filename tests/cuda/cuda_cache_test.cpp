@@ -10,6 +10,7 @@
 #include "engine/kv/ops.h"
 #include "engine/random.h"
 #include "tests/cuda/tested_device.h"
+#include "tests/must.h"
 #include "tests/temporary.h"
 
 namespace kvfold::testing {
@@ -18,13 +19,6 @@ namespace {
 constexpr int kRows = kSanitized ? 40 : 75;
 constexpr size_t kPoolBytes = size_t{8} << 20;
 constexpr std::array kParts = {Part::kKey, Part::kValue};
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 std::shared_ptr<PagePool> device_pool(CacheType type, int head_dim) {
   std::shared_ptr<const CudaDevice> device = must(CudaDevice::open(-1));

@@ -9,17 +9,11 @@
 
 #include "loaders/open.h"
 #include "tests/cuda/tested_device.h"
+#include "tests/must.h"
 #include "tests/temporary.h"
 #include "tests/tiny_model.h"
 
 namespace kvfold::testing {
-
-template <class T>
-T must(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) std::abort();
-  return std::move(*result);
-}
 
 inline OpenOptions on(const std::string& backend, CacheType type = CacheType::kF16, int chunk = 512) {
   OpenOptions options;
