@@ -197,9 +197,11 @@ Result<std::vector<Case>> line_up(const FramedTrial& trial, std::vector<Conditio
   for (size_t i = 0; i < built.size(); ++i) {
     out.push_back({&trial, std::move(built[i]), std::move(continued[i]), {}});
     if (i > 0) continue;
+    // Copies come first: GCC 12 takes apart what was not there yet where one throws inside nested braces.
     const int begin = out[0].built.inserted_begin;
-    out.push_back(
-        {&trial, {Condition::kSameCache, replayed.cache, begin, begin, nullptr}, replayed.continuation, {}});
+    ConditionCache same{Condition::kSameCache, replayed.cache, begin, begin, nullptr};
+    Continuation continuation = replayed.continuation;
+    out.push_back({&trial, std::move(same), std::move(continuation), {}});
   }
   KVFOLD_RETURN_IF_ERROR(
       check_equal(trial, of(Condition::kBaseline), of(Condition::kSameCache), "same-cache and baseline"));
