@@ -250,7 +250,7 @@ def print_model(model):
     command = f"{KVFOLD.relative_to(ROOT)} generate {model} --backend cuda --prompt 'Once upon a time' -n 128 --json"
     print("\nOn a machine with a GPU:")
     print(f"  ncu --set full --launch-skip 600 --launch-count 40 {command}")
-    print(f"  nsys profile --trace=cuda,nvtx {command}")
+    print(f"  nsys profile --trace=cuda,nvtx --cuda-graph-trace=node {command}")
     if not shutil.which("nvidia-smi") or subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode:
         print("No GPU here: nothing was measured.")
         return

@@ -139,7 +139,8 @@ class Backend {
   // out[rows][gate.rows()] = silu(x gate^T) * (x up^T), the first half of a gated feed-forward network
   // (SwiGLU, Shazeer 2020).
   virtual void gated_linear(const Weight& gate, const Weight& up, const LinearInput& x, float* out) = 0;
-  // Rows that had better pass both halves of such a network before others do.
+  // Rows that had better pass both halves of such a network before others do, so that what is between the
+  // halves stays in a near cache.
   virtual int ffn_rows() const { return std::numeric_limits<int>::max(); }
   // Writes k and v [rows][kv_heads * head_dim] of a layer to the rows of the batch's caches.
   virtual void store_kv(std::span<const BatchSequence> batch, int layer, const float* k, const float* v) = 0;

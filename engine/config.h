@@ -27,8 +27,8 @@ struct ModelConfig {
   int ffn_dim = 0;
   int vocab_size = 0;
   int context_length = 0;  // longest context the model was trained for
-  int attention_window =
-      0;  // rows that a token attends to, itself among them; 0: all. A Session refuses more
+  // Rows that a token attends to, itself among them; 0: all. A Session refuses more.
+  int attention_window = 0;
   float norm_epsilon = 0;
   float rope_base = 0;
   RopePairing rope_pairing = RopePairing::kHalfSplit;

@@ -49,8 +49,8 @@ class RepeatedKey {
   std::string name;
 
  private:
-  std::vector<std::unordered_set<std::string, TextHash>>
-      keys_;  // of the objects around the parser, outermost first
+  // Of the objects around the parser, outermost first.
+  std::vector<std::unordered_set<std::string, TextHash>> keys_;
 };
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "kernels/cpu/packed.h"
-#include "kernels/cpu/runs.h"
+#include "kernels/cpu/panels.h"
 #include "kernels/formats/formats.h"
 
 namespace kvfold {

@@ -67,11 +67,11 @@ int dimension_of(const RopeView& rope, int index) {
 
 void split_query(const AttentionBlock& block, const float* q, float* out) {
   const int head_dim = block.pages.head_dim;
-  if (block.rope.interleaved) {
-    for (int i = 0; i < head_dim; ++i) out[i] = q[dimension_of(block.rope, i)] * block.scale;
-  } else {
+  if (!block.rope.interleaved) {  // as they are: a loop that becomes vector code
     for (int i = 0; i < head_dim; ++i) out[i] = q[i] * block.scale;
+    return;
   }
+  for (int i = 0; i < head_dim; ++i) out[i] = q[dimension_of(block.rope, i)] * block.scale;
 }
 
 // Turns all vectors of a tile to meet keys whose positions begin at `base`.

@@ -98,8 +98,8 @@ struct AttentionBlock {
   int rows;     // 1 to kAttentionBlock
   std::span<const AttentionQuery> queries;
   float* scratch;  // attention_scratch(head_dim) floats, 64-byte aligned
-  const AttentionBlock* next =
-      nullptr;  // what is likely worked on after this block, or null; for speed alone
+  // What is likely worked on after this block, or null; for speed alone.
+  const AttentionBlock* next = nullptr;
 };
 
 // Query heads, over all tokens, that kernels work on at once, where a head has up to kQueryStride dimensions.

@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/panels.h"
 #include "kernels/cpu/runs.h"
 #include "kernels/formats/all.h"
 #include "kernels/formats/formats.h"

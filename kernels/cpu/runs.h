@@ -1,4 +1,4 @@
-// Walking over activations and over the rows of an attention block: what every kernel table does alike.
+// Walking over the rows of an attention block: what every kernel table does alike.
 #pragma once
 
 #include <algorithm>
@@ -10,18 +10,6 @@
 #include "kernels/cpu/cpu.h"
 
 namespace kvfold {
-
-// Calls quantize_group(x, n, to) for each group of n columns of rows [rows][columns], in the order in which
-// the panels lie in memory.
-template <class QuantizeGroup>
-void for_each_group(const float* x, int rows, int columns, ActivationGroup* panels,
-                    QuantizeGroup quantize_group) {
-  for (int first = 0; first < rows; first += kPanelRows)
-    for (int column = 0; column < columns; column += kGroup, ++panels)
-      for (int r = 0; r < std::min(kPanelRows, rows - first); ++r)
-        quantize_group(x + static_cast<int64_t>(first + r) * columns + column,
-                       std::min(kGroup, columns - column), panels->rows[r]);
-}
 
 // Rows of one page whose positions are consecutive and share position / 32, so that one turned query meets
 // them all.
@@ -44,8 +32,8 @@ struct PageRows {
 };
 
 // While a page is worked on, the one after the next is asked for, as memory takes longer than a page's work:
-// keys, then values, then the keys of the block that comes next. First the pages of that block's keys, the
-// first (0) and the one behind it (1), or null.
+// keys, then values, then the keys of the block that comes next. This is that block's first page of keys (0)
+// or the one behind it (1), or null.
 inline const std::byte* first_keys(const AttentionBlock* block, int at) {
   if (block == nullptr) return nullptr;
   const SpanRange& keys = block->keys;
